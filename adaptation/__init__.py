@@ -1,0 +1,38 @@
+"""Test-time adaptation of normalisation layers, as a library: no HTTP, no Redis, no clock.
+
+The network is frozen and shared; a stream is a small record of tensors; a method is a pure step from (state, batch) to
+(output, state).
+"""
+
+from .torchvision_ops import make_importable
+
+make_importable()  # Before timm, which imports torchvision.
+
+from .codec import ForeignStateError, StateError, admit, decode, encode
+from .hosting import HostedModel, HostingError
+from .models import ModelSpec, labels, load_model
+from .preprocessing import Preprocessing
+from .recipe import PRESETS, Recipe
+from .state import StreamState, initial_state
+from .step import Request, Result, step
+
+__all__ = [
+    "PRESETS",
+    "ForeignStateError",
+    "HostedModel",
+    "HostingError",
+    "ModelSpec",
+    "Preprocessing",
+    "Recipe",
+    "Request",
+    "Result",
+    "StateError",
+    "StreamState",
+    "admit",
+    "decode",
+    "encode",
+    "initial_state",
+    "labels",
+    "load_model",
+    "step",
+]

@@ -1,0 +1,235 @@
+"""A hosted model: one frozen network whose normalisation layers are served from outside.
+
+Every method that adapts statistics is three steps at every layer: **moments** of the activations, a **plan** that turns
+them into statistics (the method; tiny tensors), and one pass over the activations to **apply** them. Only the plan
+differs, so the other two are written here once. Each stream of a batch is planned from its own samples and its own
+state, and so one forward pass carries many streams.
+"""
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .layers import NormLayer, find_layers
+from .member import NormMember, Tensors
+from .moments import Batch, Moments, moments_of_runs, side_by_side
+from .preprocessing import Preprocessing
+from .probe import probe
+
+
+class HostingError(ValueError):
+    """The network cannot be hosted, or a recipe cannot run on it."""
+
+
+@dataclass(slots=True)
+class Part:
+    """Consecutive samples of a batch whose streams follow one member."""
+
+    member: NormMember
+    sizes: tuple[int, ...]  # images of each stream
+    state: Tensors  # each [S, ..., C_total]
+    new_state: Tensors = field(default_factory=dict)
+    seen: dict[str, Moments] = field(default_factory=dict)  # the batch's [S, C] by the layer's path
+
+    def __post_init__(self) -> None:
+        self.new_state = {name: value.clone() for name, value in self.state.items()}
+
+    def statistics(self, layer: NormLayer, x: Tensor) -> Moments:
+        """The rows that this part's streams normalise by at `layer`, [1 or S, C]; notes their new state."""
+        if not self.member.adapts:
+            return Moments(layer.source.mean.unsqueeze(0), layer.source.var.unsqueeze(0))
+        rows = len(x) // sum(self.sizes)  # An image is one row, but several where a net folds tokens into the batch.
+        moments = moments_of_runs(x, [size * rows for size in self.sizes])
+        self.seen[layer.path] = moments
+        batch = Batch(moments, self.sizes, positions=x[0, 0].numel() * rows)
+        state = {name: value[..., layer.span] for name, value in self.state.items()}
+        chosen, new_state = self.member.plan(layer.source, batch, state)
+        for name, value in new_state.items():
+            self.new_state[name][..., layer.span] = value
+        return chosen
+
+
+class HostedModel:
+    """A frozen network, its normalisation layers, and the forward pass that serves them.
+
+    The network belongs to the host from here on: it is put in evaluation mode and in the host's memory format. Its
+    weights are never changed, and outside `forward` it behaves as before.
+
+    Args:
+        network: a classifier from images [B, C, H, W] to logits [B, classes].
+        name: what people call it.
+        preprocessing: how it wants its images.
+        memory_format: of its convolutions; channels-last is several times as fast on a CPU.
+
+    Raises:
+        HostingError: when served layers do not reproduce the network or streams meet, with the difference seen.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        preprocessing: Preprocessing,
+        memory_format: torch.memory_format = torch.channels_last,
+    ) -> None:
+        self.name = name
+        self.preprocessing = preprocessing
+        self.memory_format = memory_format
+        self.network = network.eval().requires_grad_(False).to(memory_format=memory_format)  # type: ignore[call-overload]
+        self.fingerprint = fingerprint(network, preprocessing)
+        example = _example(preprocessing.input_size, next(network.parameters()))
+        usage = probe(network, example.contiguous(memory_format=memory_format))
+        layers, self.refused = find_layers(network, usage.reached)
+        self.layers = tuple(layers)
+        self.source = side_by_side([layer.source for layer in layers])  # [C_total]
+        self.eps = torch.cat([torch.full_like(layer.bias, layer.eps) for layer in layers] or [torch.empty(0)])
+        self.classes = usage.logits.shape[1]
+        self._running = threading.local()
+        self._serve_layers(usage.overwritable)
+        self._check(example, usage.logits)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return next(self.network.parameters()).device
+
+    def require(self, member: NormMember) -> None:
+        """Refuse a member that this network has no layers for.
+
+        Raises:
+            HostingError: with the reason.
+        """
+        if member.adapts and not self.layers:
+            reasons = "; ".join(f"{path}: {reason}" for path, reason in self.refused.items())
+            raise HostingError(
+                f"{member.name!r} adapts batch normalisation, and this model has no such layer that can be served"
+                f" ({reasons or 'it has no batch normalisation at all'}); use the recipe 'source'"
+            )
+
+    def forward(self, images: Tensor, parts: Sequence[Part]) -> Tensor:
+        """One forward pass for many streams.
+
+        Args:
+            images: preprocessed, [B, C, H, W].
+            parts: who the samples belong to, in order; their `new_state` and `seen` are filled in.
+
+        Returns:
+            Logits, [B, classes].
+        """
+        if self.network.training:
+            self.network.eval()
+        self._running.parts = parts
+        try:
+            return self.network(images.contiguous(memory_format=self.memory_format))  # type: ignore[no-any-return]
+        finally:
+            self._running.parts = None
+
+    def _serve_layers(self, overwritable: frozenset[str]) -> None:
+        modules = dict(self.network.named_modules())
+        for layer in self.layers:
+            served = _Served(layer, self._running, overwrite=layer.path in overwritable)
+            modules[layer.path].forward = served
+
+    def _check(self, example: Tensor, expected: Tensor) -> None:
+        """Two promises, tried on two images: served layers are the network's own, and streams in a batch are apart."""
+        served = self._try(example, _SourcePlan(name="source"), (2,))
+        _demand_equal(served, expected, "serving its normalisation layers changes the network's answers")
+        together = self._try(example, _BatchPlan(name="batch"), (1, 1))
+        apart = torch.cat([self._try(image, _BatchPlan(name="batch"), (1,)) for image in example.split(1)])
+        _demand_equal(together, apart, f"images of one batch meet in the network {self.refused or ''}".rstrip())
+
+    def _try(self, images: Tensor, member: NormMember, sizes: tuple[int, ...]) -> Tensor:
+        with torch.inference_mode():
+            return self.forward(images, [Part(member, sizes, {})])
+
+
+class _SourcePlan(NormMember):
+    """The source's statistics by way of moments, plan and apply."""
+
+    def plan(self, source: Moments, batch: Batch, state: Tensors) -> tuple[Moments, Tensors]:
+        del batch
+        return Moments(source.mean.unsqueeze(0), source.var.unsqueeze(0)), state
+
+
+class _BatchPlan(NormMember):
+    """Half the source, half the batch: any image that reaches another stream shows."""
+
+    def plan(self, source: Moments, batch: Batch, state: Tensors) -> tuple[Moments, Tensors]:
+        return source.mix(batch.moments, 0.5), state
+
+
+def _demand_equal(seen: Tensor, expected: Tensor, complaint: str) -> None:
+    error = (seen - expected).abs().max().item()
+    if not error <= 1e-3 * max(1.0, expected.abs().max().item()):
+        raise HostingError(f"{complaint} (by {error:.2g}); it cannot be hosted")
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """Takes the place of a layer's `forward`."""
+
+    layer: NormLayer
+    running: threading.local
+    overwrite: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        parts: Sequence[Part] | None = getattr(self.running, "parts", None)
+        if parts is None or not any(part.member.adapts for part in parts):
+            return self.layer.forward(x)
+        statistics = _rows(self.layer, x, parts)
+        y = apply(x, self.layer, statistics, overwrite=self.overwrite and not torch.is_grad_enabled())
+        for module in self.layer.tail:
+            y = module(y)
+        return y
+
+
+def _rows(layer: NormLayer, x: Tensor, parts: Sequence[Part]) -> Moments:
+    """Statistics for the rows of the activations: one row for all, or a row for each."""
+    if len(parts) == 1 and len(parts[0].sizes) == 1:
+        return parts[0].statistics(layer, x)
+    rows = len(x) // sum(sum(part.sizes) for part in parts)
+    runs = x.split([sum(part.sizes) * rows for part in parts])
+    chosen = [_repeated(part.statistics(layer, run), part.sizes, rows) for part, run in zip(parts, runs, strict=True)]
+    return Moments(torch.cat([each.mean for each in chosen]), torch.cat([each.var for each in chosen]))
+
+
+def _repeated(streams: Moments, sizes: Sequence[int], rows: int) -> Moments:
+    """A row for each stream, or one for all of them, to a row for each row of their activations."""
+    repeats = torch.tensor([size * rows for size in sizes], device=streams.mean.device)
+    return Moments(
+        streams.mean.expand(len(sizes), -1).repeat_interleave(repeats, dim=0),
+        streams.var.expand(len(sizes), -1).repeat_interleave(repeats, dim=0),
+    )
+
+
+def apply(x: Tensor, layer: NormLayer, statistics: Moments, *, overwrite: bool) -> Tensor:
+    """Normalise and scale in one pass: y = weight * (x - mean) / sqrt(var + eps) + bias.
+
+    Args:
+        x: activations, [B, C, ...].
+        layer: gives weight, bias and eps.
+        statistics: [1, C], or [B, C] with a row for each of the batch's.
+        overwrite: write the result over `x`, which saves the memory traffic of a new tensor.
+    """
+    scale = torch.rsqrt(statistics.var + layer.eps) * layer.weight
+    shift = torch.addcmul(layer.bias, statistics.mean, scale, value=-1)
+    shape = (*scale.shape, *[1] * (x.dim() - 2))
+    return torch.addcmul(shift.view(shape), x, scale.view(shape), out=x if overwrite else None)
+
+
+def fingerprint(network: nn.Module, preprocessing: Preprocessing) -> str:
+    """One text for one model: its class, every weight and buffer, and its preprocessing."""
+    digest = hashlib.sha256(f"{type(network).__qualname__}:{preprocessing.digest}".encode())
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _example(input_size: tuple[int, int, int], like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, *input_size, generator=generator).to(like)

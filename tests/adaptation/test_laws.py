@@ -1,0 +1,197 @@
+"""Laws that every member obeys, alone and beside every other in one batch."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small_net import SIZE, host_small, images
+
+from normstream.adaptation import PRESETS, Recipe, Request, admit, decode, encode, initial_state, step
+from normstream.adaptation.norm.alpha_bn import AlphaBN
+from normstream.adaptation.norm.ema import EMA
+from normstream.adaptation.norm.n_prior import NPrior
+from normstream.adaptation.recipe import NORM_MEMBERS
+
+RECIPES = {
+    **PRESETS,
+    "alpha_bn strong": Recipe(norm=AlphaBN(alpha=0.7)),
+    "ema fast": Recipe(norm=EMA(momentum=0.3, alpha=1.0)),
+    "n_prior weak": Recipe(norm=NPrior(prior_images=0.5)),
+}
+SIZES = (1, 2, 3, 7, 64)
+
+every_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
+
+
+def test_the_members_are_those_we_know():
+    assert sorted(NORM_MEMBERS) == ["alpha_bn", "bn1", "ema", "n_prior", "source"]
+    assert all(member.model_fields["name"].default == name for name, member in NORM_MEMBERS.items())
+
+
+@pytest.mark.parametrize("member", NORM_MEMBERS.values(), ids=NORM_MEMBERS.keys())
+def test_the_docstring_cites_its_source(member):
+    assert "arXiv:" in member.__doc__
+
+
+def run(hosted, recipe, batches):
+    """Serve one stream alone, batch after batch."""
+    state, logits = initial_state(hosted, recipe), []
+    for batch in batches:
+        (result,) = step(hosted, [Request(state, batch)])
+        state = result.state
+        logits.append(result.logits)
+    return state, logits
+
+
+def same(one, other):
+    return one.step == other.step and all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+
+
+def close(one, other):
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    plan=st.lists(
+        st.tuples(st.sampled_from(sorted(RECIPES)), st.integers(1, 4), st.integers(0, 9)), min_size=1, max_size=6
+    ),
+    rounds=st.integers(1, 3),
+)
+def test_many_streams_in_one_batch_equal_each_alone(small, plan, rounds):
+    recipes = [RECIPES[name] for name, _, _ in plan]
+    batches = [[images(count, seed=10 * seed + turn) for turn in range(rounds)] for _, count, seed in plan]
+    states = [initial_state(small, recipe) for recipe in recipes]
+    for turn in range(rounds):
+        results = step(small, [Request(state, batch[turn]) for state, batch in zip(states, batches, strict=True)])
+        states = [result.state for result in results]
+    for recipe, batch, state, result in zip(recipes, batches, states, results, strict=True):
+        alone, logits = run(small, recipe, batch)
+        close(result.logits, logits[-1])
+        assert state.step == alone.step == rounds
+        for name, value in alone.tensors.items():
+            close(state.tensors[name], value)
+
+
+@every_recipe
+def test_a_step_changes_nothing_it_was_given(small, recipe):
+    state, batch = initial_state(small, recipe), images(3)
+    weights = {name: value.clone() for name, value in small.network.state_dict().items()}
+    before, pixels = {name: value.clone() for name, value in state.tensors.items()}, batch.clone()
+    step(small, [Request(state, batch), Request(initial_state(small, PRESETS["bn1"]), images(2, seed=1))])
+    assert torch.equal(batch, pixels)
+    assert all(torch.equal(state.tensors[name], value) for name, value in before.items())
+    assert all(torch.equal(value, weights[name]) for name, value in small.network.state_dict().items())
+
+
+@every_recipe
+def test_a_state_keeps_its_structure(small, recipe):
+    first = initial_state(small, recipe)
+    last, _ = run(small, recipe, [images(2), images(5, seed=1)])
+    assert {name: (value.shape, value.dtype) for name, value in first.tensors.items()} == {
+        name: (value.shape, value.dtype) for name, value in last.tensors.items()
+    }
+
+
+@every_recipe
+def test_a_step_after_encode_and_decode_equals_a_step_without(small, recipe):
+    state, _ = run(small, recipe, [images(3)])
+    again = admit(decode(encode(state)), small, recipe)
+    (one,), (other,) = (step(small, [Request(each, images(2, seed=5))]) for each in (state, again))
+    assert torch.equal(one.logits, other.logits)
+    assert same(one.state, other.state)
+
+
+@every_recipe
+def test_a_reset_stream_is_a_new_stream(small, recipe):
+    _, before = run(small, recipe, [images(3)])
+    run(small, recipe, [images(4, seed=9)] * 3)
+    _, after = run(small, recipe, [images(3)])
+    assert torch.equal(before[0], after[0])
+
+
+@every_recipe
+def test_the_same_input_gives_the_same_output(small, recipe):
+    batches = [images(3), images(1, seed=1)]
+    (one, first), (other, second) = run(small, recipe, batches), run(small, recipe, batches)
+    assert same(one, other)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@every_recipe
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
+def test_poison_stays_in_its_own_stream(small, recipe, poison):
+    clean = Request(initial_state(small, recipe), images(2))
+    poisoned = Request(initial_state(small, recipe), torch.full((2, *SIZE), poison))
+    (alone,) = step(small, [clean])
+    for others in ([poisoned, clean], [clean, poisoned]):
+        result = step(small, others)[others.index(clean)]
+        close(result.logits, alone.logits)
+        for name, value in alone.state.tensors.items():
+            close(result.state.tensors[name], value)
+
+
+@every_recipe
+@pytest.mark.parametrize("count", SIZES)
+@pytest.mark.parametrize("content", ["noise", "identical", "grey"])
+def test_every_batch_size_gives_finite_answers(small, recipe, count, content):
+    batch = {
+        "noise": images(count),
+        "identical": images(1).repeat(count, 1, 1, 1),
+        "grey": torch.zeros(count, *SIZE),
+    }[content]
+    state, logits = run(small, recipe, [batch, batch])
+    assert all(each.isfinite().all() for each in logits)
+    assert all(value.isfinite().all() for value in state.tensors.values())
+
+
+@every_recipe
+def test_train_and_eval_change_nothing(recipe):
+    hosted = host_small()
+    _, before = run(hosted, recipe, [images(2)])
+    hosted.network.train()
+    _, after = run(hosted, recipe, [images(2)])
+    assert torch.equal(before[0], after[0])
+
+
+@every_recipe
+def test_memory_of_one_stream_does_not_hold_that_of_others(small, recipe):
+    results = step(small, [Request(initial_state(small, recipe), images(1, seed=i)) for i in range(3)])
+    for result in results:
+        assert all(value.untyped_storage().nbytes() == value.nbytes for value in result.state.tensors.values())
+
+
+@pytest.mark.parametrize("name", ["source", "ema"])
+def test_splitting_requests_changes_only_what_the_method_says(small, name):
+    """`source` looks at no batch; `ema` weighs images, not requests, so its memory is nearly the same."""
+    together, one = run(small, PRESETS[name], [images(6)])
+    apart, six = run(small, PRESETS[name], list(images(6).split(1)))
+    if name == "source":
+        close(torch.cat(six), one[0])
+    for key, value in together.tensors.items():
+        torch.testing.assert_close(apart.tensors[key], value, rtol=0.02, atol=0.02)
+
+
+def test_one_recipe_is_refused_with_the_field_the_value_and_the_range():
+    for value, words in [
+        ({"norm": {"name": "alpha_bn", "alpha": 1.5}}, ["alpha", "1.5", "less than or equal to 1"]),
+        ({"norm": {"name": "ema", "momentum": 0}}, ["momentum", "0", "greater than 0"]),
+        ({"norm": {"name": "n_prior", "prior_images": -3}}, ["prior_images", "-3", "greater than 0"]),
+        ({"norm": {"name": "alpha_bn", "alpha": float("nan")}}, ["alpha", "nan", "finite"]),
+        ({"norm": {"name": "alpha_bn", "beta": 1}}, ["beta", "not permitted"]),
+        ({"norm": {"name": "beta_bn"}}, ["beta_bn", "alpha_bn", "source"]),
+        ({"nrom": {"name": "source"}}, ["nrom", "not permitted"]),
+        ("alpha-bn", ["alpha-bn", "alpha_bn", "source"]),
+        ("{", ["JSON"]),
+        (7, ["7"]),
+        (None, ["None"]),
+    ]:
+        with pytest.raises(ValueError, match=r".") as caught:
+            Recipe.parse(value)
+        assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_recipe_is_a_value():
+    assert Recipe.parse("ema") == Recipe.parse({"norm": {"name": "ema"}}) == Recipe.parse(PRESETS["ema"].canonical())
+    assert len({Recipe.parse("ema"), Recipe.parse({"norm": {"name": "ema"}}), PRESETS["bn1"]}) == 2
+    assert Recipe.parse({}) == PRESETS["source"]
