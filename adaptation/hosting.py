@@ -77,6 +77,7 @@ class HostedModel:
         memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
         self.name = name
+        self.architecture = getattr(network, "default_cfg", {}).get("architecture", type(network).__name__)
         self.preprocessing = preprocessing
         self.memory_format = memory_format
         self.network = network.eval().requires_grad_(False).to(memory_format=memory_format)  # type: ignore[call-overload]
@@ -95,7 +96,8 @@ class HostedModel:
     @property
     def device(self) -> torch.device:
         """Where the network lives."""
-        return next(self.network.parameters()).device
+        parameter: Tensor = next(self.network.parameters())
+        return parameter.device
 
     def require(self, member: NormMember) -> None:
         """Refuse a member that this network has no layers for.
@@ -226,7 +228,7 @@ def fingerprint(network: nn.Module, preprocessing: Preprocessing) -> str:
     digest = hashlib.sha256(f"{type(network).__qualname__}:{preprocessing.digest}".encode())
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()}"
 
 

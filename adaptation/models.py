@@ -86,7 +86,7 @@ def _network(spec: ModelSpec) -> nn.Module:
     if spec.architecture in BUNDLED:
         return _bundled(spec.architecture)
     try:
-        return timm.create_model(spec.architecture, pretrained=True)  # type: ignore[no-any-return]
+        return timm.create_model(spec.architecture, pretrained=True)
     except Exception as error:
         # The hub's client raises errors of many libraries: no network, no such weights, no permission.
         raise HostingError(

@@ -71,5 +71,5 @@ def explain(error: ValidationError) -> str:
     )
 
 
-PRESETS: dict[str, Recipe] = {name: Recipe(norm=member()) for name, member in NORM_MEMBERS.items()}
+PRESETS: dict[str, Recipe] = {name: Recipe(norm=member(name=name)) for name, member in NORM_MEMBERS.items()}
 """Recipes with published defaults, by name."""

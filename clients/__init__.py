@@ -1,0 +1,69 @@
+"""The Python client of Normstream: httpx and numpy, nothing of the server.
+
+>>> from normstream.clients import Client
+>>> with Client("http://127.0.0.1:8000") as client:  # doctest: +SKIP
+...     client.create_stream("gate-3")
+...     prediction = client.predict("gate-3", ["zebra.jpg"])
+"""
+
+from normstream.clients.answers import (
+    ClassScore,
+    ImagePrediction,
+    Model,
+    Models,
+    NormLayer,
+    Prediction,
+    Preprocessing,
+    Recipes,
+    Snapshot,
+    Stream,
+    StreamEvent,
+)
+from normstream.clients.async_client import AsyncClient
+from normstream.clients.client import Client
+from normstream.clients.errors import (
+    ApiError,
+    BadRequest,
+    Conflict,
+    ConnectionFailed,
+    FieldProblem,
+    InvalidArgument,
+    InvalidInput,
+    NormstreamError,
+    NotFound,
+    Overloaded,
+    TimedOut,
+    TooLarge,
+    Unavailable,
+    UnexpectedAnswer,
+)
+
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "BadRequest",
+    "ClassScore",
+    "Client",
+    "Conflict",
+    "ConnectionFailed",
+    "FieldProblem",
+    "ImagePrediction",
+    "InvalidArgument",
+    "InvalidInput",
+    "Model",
+    "Models",
+    "NormLayer",
+    "NormstreamError",
+    "NotFound",
+    "Overloaded",
+    "Prediction",
+    "Preprocessing",
+    "Recipes",
+    "Snapshot",
+    "Stream",
+    "StreamEvent",
+    "TimedOut",
+    "TooLarge",
+    "Unavailable",
+    "UnexpectedAnswer",
+]

@@ -1,0 +1,1 @@
+"""The service: adaptation over HTTP, with every stream's state in Redis."""

@@ -1,0 +1,272 @@
+"""What the server answers, as frozen values.
+
+`read` makes them of JSON. It passes over fields that it does not know, so that an older client works with a newer
+server; what must be there and is not is an `UnexpectedAnswer`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from typing import Any, TypeVar
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from normstream.clients.errors import UnexpectedAnswer
+
+T = TypeVar("T")
+
+
+def _each(kind: type[Any]) -> dict[str, Callable[[Any], Any]]:
+    return {"parse": lambda items: tuple(read(kind, item) for item in items)}
+
+
+def _one(kind: type[Any]) -> dict[str, Callable[[Any], Any]]:
+    return {"parse": lambda item: read(kind, item)}
+
+
+_TUPLE: dict[str, Any] = {"parse": tuple}
+_TIME: dict[str, Any] = {"parse": datetime.fromisoformat}
+
+
+@dataclass(frozen=True, slots=True)
+class NormLayer:
+    """A normalisation layer whose statistics a recipe can adapt."""
+
+    path: str
+    kind: str
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How an image becomes a model's input; `mean` and `std` are those of pixels between 0 and 1."""
+
+    interpolation: str
+    mean: tuple[float, ...] = field(metadata=_TUPLE)
+    std: tuple[float, ...] = field(metadata=_TUPLE)
+    crop_pct: float
+    crop_mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A hosted model."""
+
+    name: str
+    architecture: str
+    fingerprint: str
+    parameters: int
+    classes: int
+    input_size: tuple[int, ...] = field(metadata=_TUPLE)
+    device: str
+    memory_format: str
+    preprocessing: Preprocessing = field(metadata=_one(Preprocessing))
+    norm_layers: tuple[NormLayer, ...] = field(metadata=_each(NormLayer))
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The hosted models, and the name of the one that streams get when they name none."""
+
+    models: tuple[Model, ...] = field(metadata=_each(Model))
+    default: str
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(self.models)
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipes:
+    """The named recipes, and the JSON schema of a recipe of one's own."""
+
+    presets: Mapping[str, Mapping[str, Any]]
+    schema: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A stream and how far its state has come.
+
+    Attributes:
+        id: Its name.
+        model: The model that it adapts.
+        fingerprint: The fingerprint of that model's weights.
+        recipe: How it adapts, in full.
+        step: Adaptation steps since the source state.
+        version: Changes of any kind; never goes back.
+        generation: Changes when a stream is deleted and made anew under the same id.
+        state_bytes: The size of its state.
+        idle_ttl_s: After how long without a request it is dropped; None for never.
+        created_at: When it was made.
+        updated_at: When it last changed.
+    """
+
+    id: str
+    model: str
+    fingerprint: str
+    recipe: Mapping[str, Any]
+    step: int
+    version: int
+    generation: str
+    state_bytes: int
+    idle_ttl_s: float | None
+    created_at: datetime = field(metadata=_TIME)
+    updated_at: datetime = field(metadata=_TIME)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPage:
+    """Some streams in order of id, and the id after which the next page begins."""
+
+    streams: tuple[Stream, ...] = field(metadata=_each(Stream))
+    next: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A kept copy of a stream's state."""
+
+    id: str
+    stream: str
+    model: str
+    fingerprint: str
+    recipe: Mapping[str, Any]
+    step: int
+    bytes: int
+    created_at: datetime = field(metadata=_TIME)
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotList:
+    """The snapshots of a stream, newest first."""
+
+    snapshots: tuple[Snapshot, ...] = field(metadata=_each(Snapshot))
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """A class and its probability."""
+
+    index: int = field(metadata={"key": "class"})
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePrediction:
+    """What the model sees in one image: the likeliest classes, and the entropy over all classes in nats."""
+
+    entropy: float
+    top: tuple[ClassScore, ...] = field(metadata=_each(ClassScore))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """The answer to one predict call.
+
+    Attributes:
+        stream: The stream's id.
+        step: The stream's step after the call.
+        version: Its version after the call.
+        adapted: Whether the call moved the state.
+        model: The model's name; None when `values` was asked for.
+        predictions: One entry per image; empty when `values` was asked for.
+        values: Probabilities or logits, float32 `[B, classes]`; None unless asked for.
+        replayed: Whether the server had done this call before, and answers its first answer again.
+    """
+
+    stream: str
+    step: int
+    version: int
+    adapted: bool
+    model: str | None = None
+    predictions: tuple[ImagePrediction, ...] = field(default=(), metadata=_each(ImagePrediction))
+    values: NDArray[np.float32] | None = None
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """Something that happened to a stream.
+
+    Attributes:
+        kind: "step", "reset", "restore", "deleted", or one that a newer server knows.
+        id: Its id, with which `events` resumes after it.
+        data: All that the server said.
+        step: The stream's step after the event.
+        version: The stream's version after the event.
+        images: How many images a step saw.
+        entropy: The mean entropy of a step's predictions, in nats.
+        drift: How far a step's moments lay from the source's, by layer.
+    """
+
+    kind: str
+    id: str | None
+    data: Mapping[str, Any]
+    step: int | None = None
+    version: int | None = None
+    images: int | None = None
+    entropy: float | None = None
+    drift: Mapping[str, float] = field(default_factory=dict)
+
+
+def read(kind: type[T], data: Any) -> T:
+    """Make a `kind` of the JSON object `data`."""
+    with _expecting(kind.__name__):
+        return kind(**{name: parse(data[key]) for name, key, parse in _parts(kind) if key in data})
+
+
+def read_prediction(response: httpx.Response) -> Prediction:
+    """Read the predictions of classes."""
+    replayed = response.headers.get("Idempotent-Replay") == "true"
+    return read(Prediction, {**_object(response), "replayed": replayed})
+
+
+def read_values(stream: str, response: httpx.Response) -> Prediction:
+    """Read the predictions that are an array, with the rest of them in the headers."""
+    headers = response.headers
+    with _expecting("array of predictions"):
+        return Prediction(
+            stream=stream,
+            step=int(headers["Normstream-Step"]),
+            version=int(headers["Normstream-Version"]),
+            adapted=headers["Normstream-Adapted"].lower() == "true",
+            values=np.lib.format.read_array(io.BytesIO(response.content), allow_pickle=False),
+            replayed=headers.get("Idempotent-Replay") == "true",
+        )
+
+
+def read_body(kind: type[T]) -> Callable[[httpx.Response], T]:
+    """Return the reader of answers whose body is a `kind`."""
+    return lambda response: read(kind, _object(response))
+
+
+def _object(response: httpx.Response) -> Any:
+    with _expecting("answer"):
+        return response.json()
+
+
+def _parts(kind: type[Any]) -> Iterator[tuple[str, str, Callable[[Any], Any]]]:
+    """Yield each field's name, its key on the wire, and how its value is read."""
+    for part in fields(kind):
+        yield part.name, part.metadata.get("key", part.name), part.metadata.get("parse", lambda value: value)
+
+
+@contextmanager
+def _expecting(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UnexpectedAnswer(
+            f"cannot read the server's {what}: {error}; check that the URL is a Normstream server's, "
+            "and that this client is not older than the server"
+        ) from error

@@ -1,0 +1,172 @@
+"""How answers reach the terminal: as one line of JSON, or as something to look at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import datetime
+from functools import singledispatch
+from typing import Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from normstream.clients.answers import ClassScore, Models, Recipes, Snapshot, Stream, StreamEvent
+
+# Labels and file names are no markup, whatever brackets and colons they have.
+_CONSOLE = Console(markup=False, emoji=False, highlight=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FilePrediction:
+    """What a model sees in one file."""
+
+    file: str
+    entropy: float
+    top: tuple[ClassScore, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FilePredictions:
+    """What a stream saw in many files, and how far that has brought it."""
+
+    stream: str
+    step: int
+    version: int
+    adapted: bool
+    predictions: tuple[FilePrediction, ...]
+
+
+def show(value: Any, as_json: bool) -> None:
+    """Print an answer."""
+    if as_json:
+        typer.echo(json.dumps(plain(value)))
+    else:
+        seen = view(value)
+        _CONSOLE.print(seen, soft_wrap=isinstance(seen, str))  # a table wraps in its own cells
+
+
+def plain(value: Any) -> Any:
+    """Return an answer as JSON has it, under the names of the REST API."""
+    if is_dataclass(value):
+        return {f.metadata.get("key", f.name): plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    return value.isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else value
+
+
+@singledispatch
+def view(value: Any) -> RenderableType:
+    """Return what people see of an answer: if nothing else is known, its fields."""
+    grid = Table.grid(padding=(0, 2))
+    for name, item in plain(value).items():
+        grid.add_row(name, _recipe(item) if name == "recipe" else _text(item))
+    return grid
+
+
+@view.register
+def _(value: Models) -> RenderableType:
+    rows = [
+        {
+            "model": f"{model.name} (default)" if model.name == value.default else model.name,
+            "parameters": f"{model.parameters:,}",
+            "classes": str(model.classes),
+            "input": "x".join(map(str, model.input_size)),
+            "layers": str(len(model.norm_layers)),
+            "device": model.device,
+        }
+        for model in value
+    ]
+    return _table(rows)
+
+
+@view.register
+def _(value: Recipes) -> RenderableType:
+    return _table([{"recipe": name, "value": json.dumps(recipe)} for name, recipe in value.presets.items()])
+
+
+@view.register
+def _(value: FilePredictions) -> RenderableType:
+    rows = [
+        {
+            "file": image.file,
+            "label": image.top[0].label,
+            "probability": f"{image.top[0].probability:.3f}",
+            "entropy": f"{image.entropy:.3f}",
+        }
+        for image in value.predictions
+    ]
+    moved = "adapted to" if value.adapted else "not adapted, at"
+    return _table(rows, caption=f"stream {value.stream}: {moved} step {value.step}, version {value.version}")
+
+
+@view.register
+def _(value: StreamEvent) -> RenderableType:
+    known = {"step": value.step, "version": value.version, "images": value.images, "entropy": value.entropy}
+    words = [value.kind, *(f"{name} {_text(item)}" for name, item in known.items() if item is not None)]
+    if value.drift:
+        layer = max(value.drift, key=lambda path: value.drift[path])
+        words.append(f"largest drift {_text(value.drift[layer])} at {layer}")
+    return "  ".join(words)
+
+
+@view.register
+def _(value: list) -> RenderableType:  # type: ignore[type-arg] # singledispatch takes no parametrised types
+    return _table([_row(item) for item in value])
+
+
+@singledispatch
+def _row(item: Any) -> dict[str, str]:
+    """Return one row of a list."""
+    raise NotImplementedError(type(item).__name__)
+
+
+@_row.register
+def _(item: Stream) -> dict[str, str]:
+    return {
+        "stream": item.id,
+        "model": item.model,
+        "recipe": _recipe(item.recipe),
+        "step": str(item.step),
+        "version": str(item.version),
+        "updated": f"{item.updated_at:%Y-%m-%d %H:%M:%S}",
+    }
+
+
+@_row.register
+def _(item: Snapshot) -> dict[str, str]:
+    return {
+        "snapshot": item.id,
+        "stream": item.stream,
+        "model": item.model,
+        "recipe": _recipe(item.recipe),
+        "step": str(item.step),
+        "bytes": f"{item.bytes:,}",
+        "created": f"{item.created_at:%Y-%m-%d %H:%M:%S}",
+    }
+
+
+def _table(rows: Sequence[Mapping[str, str]], caption: str | None = None) -> RenderableType:
+    if not rows:
+        return "none"
+    table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
+    return table
+
+
+def _recipe(recipe: Mapping[str, Any]) -> str:
+    """Name a recipe by its members."""
+    return " x ".join(str(slot["name"]) for slot in recipe.values() if isinstance(slot, Mapping) and "name" in slot)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,59 @@
+"""The root of the command line."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+
+from normstream.clients.cli import models, snapshots, streams
+from normstream.clients.cli.lazy import LazyGroup
+from normstream.clients.errors import NormstreamError
+
+
+class RootGroup(LazyGroup):
+    """Turns the errors that people can mend into one line on stderr and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # typer ends quietly when the reader of a pipe has gone
+        except (NormstreamError, OSError) as error:
+            typer.echo(f"normstream: {_line(error)}", err=True)
+            raise typer.Exit(1) from error
+
+
+def _line(error: Exception) -> str:
+    notes: list[str] = getattr(error, "__notes__", [])
+    return " ".join("; ".join([str(error), *notes]).split())
+
+
+app = typer.Typer(cls=RootGroup, no_args_is_help=True)
+app.add_typer(streams.app, name="stream")
+app.add_typer(snapshots.app, name="snapshot")
+app.command("models")(models.models)
+app.command("recipes")(models.recipes)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("normstream"))
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Image models that keep adapting to each camera."""
+    del version  # Unused: its callback does the work.
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

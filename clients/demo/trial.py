@@ -1,0 +1,53 @@
+"""One stream per recipe, side by side: each batch goes to all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from normstream.clients import Client, Prediction
+from normstream.clients.demo.footage import Batch, Frames
+from normstream.clients.demo.results import Observation
+
+REFERENCE = "source"
+MOST_RECIPES = 6
+
+
+class Trial:
+    """The streams and what they are measured by: the source model's class for each frame in a clear view.
+
+    Args:
+        client: The server's client.
+        recipes: Presets of the server, `REFERENCE` among them.
+    """
+
+    def __init__(self, client: Client, recipes: list[str]) -> None:
+        self._client = client
+        self._streams = {recipe: client.create_stream(f"demo-{recipe}", recipe=recipe).id for recipe in recipes}
+
+    def step(self, batch: Batch) -> Iterator[Observation]:
+        """Show a batch to every stream, one after another."""
+        reference, _ = self._ask(REFERENCE, batch.clean, adapt=False)
+        truth = classes(reference)
+        for recipe in self._streams:
+            answer, seconds = self._ask(recipe, batch.spoilt, adapt=True)
+            entropy = np.array([image.entropy for image in answer.predictions])
+            yield Observation(recipe, batch.phase, classes(answer) == truth, entropy, seconds)
+
+    def _ask(self, recipe: str, frames: Frames, adapt: bool) -> tuple[Prediction, float]:
+        start = time.perf_counter()
+        answer = self._client.predict(self._streams[recipe], frames, adapt=adapt, top_k=1)
+        return answer, time.perf_counter() - start
+
+
+def classes(answer: Prediction) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The likeliest class of each image, `[B]`."""
+    return np.array([image.top[0].index for image in answer.predictions])
+
+
+def contenders(presets: Mapping[str, Any]) -> list[str]:
+    """The first few recipes that a server offers, the reference before all others."""
+    return [REFERENCE, *(name for name in presets if name != REFERENCE)][:MOST_RECIPES]

@@ -1,0 +1,71 @@
+"""The application: models, store and routes put together."""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from PIL import Image
+
+from normstream.service.admission import Admission
+from normstream.service.body_limit import BodyLimit
+from normstream.service.errors import ProblemDetails, answer_with_problems
+from normstream.service.models import hosting
+from normstream.service.routes import events, health, models, predict, snapshots, streams
+from normstream.service.settings import Settings
+from normstream.service.storage.embedded_redis import EmbeddedRedis
+from normstream.service.storage.records import StoreUnavailable
+from normstream.service.storage.redis_link import connect
+from normstream.service.storage.store import Store
+from normstream.service.streams import Streams
+
+_log = logging.getLogger("normstream")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service as an ASGI application; models and Redis are there while its lifespan lasts."""
+    app = FastAPI(
+        title="Normstream",
+        summary="Image models that keep adapting to each camera",
+        version=version("normstream"),
+        lifespan=_lifespan,
+        generate_unique_id_function=_operation_id,
+        responses={"default": {"model": ProblemDetails, "description": "A problem (RFC 9457)"}},
+    )
+    app.state.settings = settings
+    app.state.admission = Admission(settings.max_queue)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    answer_with_problems(app)
+    for module in (models, streams, predict, snapshots, events, health):
+        app.include_router(module.router)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    # Pillow's own limit is on single images and higher than ours, which is on the request (images.py).
+    Image.MAX_IMAGE_PIXELS = None
+    async with AsyncExitStack() as stack:
+        hosted = await stack.enter_async_context(hosting(settings))
+        url = settings.redis_url or (await stack.enter_async_context(EmbeddedRedis(settings.data))).url
+        store = Store(connect(url), idempotency_ttl_s=settings.idempotency_ttl_s, cache_bytes=settings.cache_bytes)
+        stack.push_async_callback(store.aclose)
+        await _warn(store.check)
+        app.state.streams = Streams(hosted, store, settings)
+        yield
+        app.state.admission.draining.set()
+
+
+async def _warn(check: Callable[[], Awaitable[list[str]]]) -> None:
+    try:
+        for warning in await check():
+            _log.warning(warning)
+    except StoreUnavailable as error:
+        _log.warning("The store is away, and the server not ready until it is back: %s", error)
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name

@@ -1,0 +1,29 @@
+"""What the routes are given: made once by the application, found on its state."""
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from normstream.service.admission import Admission
+from normstream.service.settings import Settings
+from normstream.service.streams import Streams
+
+
+def _streams(request: Request) -> Streams:
+    streams: Streams = request.app.state.streams
+    return streams
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def _admission(request: Request) -> Admission:
+    admission: Admission = request.app.state.admission
+    return admission
+
+
+TheStreams = Annotated[Streams, Depends(_streams)]
+TheSettings = Annotated[Settings, Depends(_settings)]
+TheAdmission = Annotated[Admission, Depends(_admission)]

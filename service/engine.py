@@ -1,0 +1,88 @@
+"""One hosted model at work: its thread, its scheduler, and what a batch does."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from normstream.adaptation import HostedModel, Request, Result, encode, labels, step
+from normstream.service.images import refuse_overflow
+from normstream.service.scheduler import Scheduler
+from normstream.service.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What a request gets: the predictions, and the state that its stream moves to."""
+
+    logits: NDArray[np.float32]  # [B, classes]
+    probs: NDArray[np.float32]  # [B, classes]
+    entropy: NDArray[np.float32]  # [B], in nats
+    state: bytes
+    step: int
+    drift: dict[str, float]
+
+
+class Engine:
+    """Serves one model."""
+
+    def __init__(self, hosted: HostedModel, settings: Settings) -> None:
+        self.hosted = hosted
+        self.labels = labels(hosted)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model-{hosted.name}")
+        self._scheduler: Scheduler[Request, Answer] = Scheduler(
+            self._serve, self._thread, max_batch=settings.max_batch, max_wait_s=settings.max_wait_ms / 1000
+        )
+
+    async def step(self, request: Request) -> Answer:
+        """One step of a stream, in some batch.
+
+        Raises:
+            Invalid: when the images' values overflow in the network.
+        """
+        return await self._scheduler.submit(request, size=len(request.images))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Engine"]:
+        """At work while the block lasts."""
+        task = asyncio.create_task(self._scheduler.run())
+        try:
+            yield self
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            self._thread.shutdown()
+
+    def _serve(self, requests: Sequence[Request]) -> list[Answer | Exception]:
+        """A batch, on the model's thread."""
+        try:
+            return [_answer(result) for result in step(self.hosted, requests)]
+        except Exception as error:
+            if len(requests) == 1:
+                return [error]
+            # One bad request never fails another's: each once more, alone.
+            return [answer for request in requests for answer in self._serve([request])]
+
+
+def _answer(result: Result) -> Answer | Exception:
+    finite = result.logits.isfinite().all(dim=1)
+    if not finite.all():
+        return refuse_overflow(int(finite.int().argmin()))
+    if not all(value.isfinite().all() for value in result.state.tensors.values()):
+        return refuse_overflow(0)
+    log_probs = torch.log_softmax(result.logits, dim=1)
+    probs = log_probs.exp()
+    return Answer(
+        logits=result.logits.cpu().numpy(),
+        probs=probs.cpu().numpy(),
+        entropy=-(probs * log_probs).sum(dim=1).cpu().numpy(),
+        state=encode(result.state),
+        step=result.state.step,
+        drift=result.drift,
+    )

@@ -1,0 +1,131 @@
+"""The answer to a predict request, as it goes out."""
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Self
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from normstream.service.engine import Answer, Engine
+from normstream.service.images import NPY, Images
+from normstream.service.storage.records import StreamRecord
+
+
+class Output(StrEnum):
+    """What is told of each image."""
+
+    TOPK = "topk"
+    PROBS = "probs"
+    LOGITS = "logits"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What of a predict request decides its answer, beside the images."""
+
+    adapt: bool
+    output: Output
+    top_k: int
+    npy: bool
+
+    def digest(self, images: Images) -> str:
+        """Equal for requests that ask for the same thing."""
+        return hashlib.sha256(f"{self}:{images.digest}".encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """An answer: headers and body."""
+
+    headers: dict[str, str]
+    body: bytes
+
+    def pack(self) -> bytes:
+        """To bytes that the store keeps under an idempotency key."""
+        return json.dumps(self.headers).encode() + b"\n" + self.body
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Self:
+        """From bytes that `pack` made."""
+        headers, _, body = packed.partition(b"\n")
+        return cls(json.loads(headers), body)
+
+    def replayed(self) -> Self:
+        """The same, marked as given before."""
+        return replace(self, headers=self.headers | {"Idempotent-Replay": "true"})
+
+
+class ClassScore(BaseModel):
+    """One class and how likely it is."""
+
+    index: int = Field(alias="class", serialization_alias="class")
+    label: str | None = Field(description="the class's name, when it is known")
+    probability: float
+
+
+class ImagePrediction(BaseModel):
+    """What is predicted for one image; `top` or `values`, as asked."""
+
+    entropy: float = Field(description="of the predicted distribution, in nats")
+    top: list[ClassScore] | None = Field(None, description="the likeliest classes, likeliest first")
+    values: list[float] | None = Field(None, description="probabilities or logits of all classes")
+
+
+class Prediction(BaseModel):
+    """The answer to a predict request."""
+
+    stream: str
+    model: str
+    step: int = Field(description="adaptation steps of the stream since its source state, this one included")
+    version: int
+    adapted: bool
+    predictions: list[ImagePrediction]
+
+
+def present(engine: Engine, record: StreamRecord, answer: Answer, asked: Asked) -> Predicted:
+    """Write the answer; `record` is the stream's from before the step."""
+    step, version = (answer.step, record.version + 1) if asked.adapt else (record.step, record.version)
+    headers = {
+        "Normstream-Model": record.model,
+        "Normstream-Step": str(step),
+        "Normstream-Version": str(version),
+        "Normstream-Adapted": str(asked.adapt).lower(),
+    }
+    if asked.npy:
+        return Predicted(headers | {"Content-Type": NPY}, _npy(answer, asked.output))
+    prediction = Prediction(
+        stream=record.id,
+        model=record.model,
+        step=step,
+        version=version,
+        adapted=asked.adapt,
+        predictions=[_image(engine, answer, index, asked) for index in range(len(answer.probs))],
+    )
+    body = prediction.model_dump_json(by_alias=True, exclude_none=True).encode()
+    return Predicted(headers | {"Content-Type": "application/json"}, body)
+
+
+def _image(engine: Engine, answer: Answer, index: int, asked: Asked) -> ImagePrediction:
+    entropy, probs = float(answer.entropy[index]), answer.probs[index]
+    if asked.output is not Output.TOPK:
+        values = probs if asked.output is Output.PROBS else answer.logits[index]
+        return ImagePrediction(entropy=entropy, values=values.tolist())
+    best = np.argsort(-probs, kind="stable")[: asked.top_k].tolist()
+    names = engine.labels
+    return ImagePrediction(
+        entropy=entropy,
+        top=[
+            ClassScore(**{"class": k, "label": names[k] if names else None, "probability": float(probs[k])})
+            for k in best
+        ],
+    )
+
+
+def _npy(answer: Answer, output: Output) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, answer.logits if output is Output.LOGITS else answer.probs)
+    return buffer.getvalue()

@@ -1,0 +1,82 @@
+"""Images in, predictions out, one adaptation step."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from normstream.service.dependencies import TheAdmission, TheSettings, TheStreams
+from normstream.service.images import NPY, ImagesBody, read_images
+from normstream.service.predictions import Asked, Output, Predicted, Prediction
+from normstream.service.schemas import StreamId
+
+router = APIRouter(prefix="/v1/streams", tags=["predict"])
+
+CLIENT_CLOSED_REQUEST = 499
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_FILES = {
+    "type": "object",
+    "required": ["images"],
+    "properties": {"images": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}},
+}
+_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {"schema": _FILES},
+        NPY: _BINARY,
+        "application/json": {"schema": ImagesBody.model_json_schema()},
+    },
+}
+
+
+@router.post(
+    "/{id}/predict",
+    response_class=Response,
+    responses={200: {"model": Prediction, "content": {NPY: _BINARY}}},
+    openapi_extra={"requestBody": _BODY},
+)
+async def predict(
+    id: StreamId,
+    request: Request,
+    streams: TheStreams,
+    settings: TheSettings,
+    admission: TheAdmission,
+    adapt: Annotated[bool, Query(description="false predicts with the state and leaves it as it is")] = True,
+    output: Annotated[Output, Query(description="what is told of each image")] = Output.TOPK,
+    top_k: Annotated[int, Query(ge=1, le=100)] = 5,
+    idempotency_key: Annotated[
+        str | None, Header(pattern=r"^[!-~]{1,255}$", description="makes a retry safe: the same request adapts once")
+    ] = None,
+) -> Response:
+    """Predict the classes of images, and take one adaptation step with them.
+
+    The body is multipart files in the field `images`, a NumPy array (`application/x-npy`: uint8 [B, H, W, 3] raw images
+    or float32 [B, 3, H, W] preprocessed ones), or JSON with base64. With `Accept: application/x-npy` the array
+    alone is the answer.
+    """
+    with admission.enter():
+        images = await read_images(request, settings)
+        asked = Asked(adapt, output, top_k, npy=NPY in request.headers.get("accept", ""))
+        predicted = await _while_connected(request, streams.predict(id, images, asked, idempotency_key))
+    if predicted is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)  # Nobody reads it.
+    return Response(predicted.body, headers=predicted.headers)
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, Predicted]) -> Predicted | None:
+    """Do the work, or drop it and answer None when the client goes away first."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return await task if task.done() else None
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,183 @@
+"""What the store keeps, as data, and how keeping can fail.
+
+StoreError
+├── UnknownStream       no such stream, or it was deleted or expired meanwhile
+├── StreamExists        the new id of a fork is taken
+├── UnknownSnapshot     no such snapshot
+├── Conflict            another worker changed the stream first: load it and do the work again
+└── StoreUnavailable    Redis is away, full, read-only or too slow; nothing is known of the last write
+"""
+# ruff: noqa: N818  (the names say what happened)
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, TypeVar
+
+Record = TypeVar("Record")
+
+
+class StoreError(Exception):
+    """Something the store could not do."""
+
+
+class UnknownStream(StoreError):
+    """There is no such stream, or it was deleted or expired meanwhile."""
+
+    def __init__(self, stream_id: str) -> None:
+        super().__init__(f"There is no stream '{stream_id}'.")
+        self.stream_id = stream_id
+
+
+class StreamExists(StoreError):
+    """The id of a stream to be made is taken."""
+
+    def __init__(self, stream_id: str) -> None:
+        super().__init__(f"There is a stream '{stream_id}' already.")
+        self.stream_id = stream_id
+
+
+class UnknownSnapshot(StoreError):
+    """There is no such snapshot."""
+
+    def __init__(self, snapshot_id: str) -> None:
+        super().__init__(f"There is no snapshot '{snapshot_id}'.")
+        self.snapshot_id = snapshot_id
+
+
+class Conflict(StoreError):
+    """Another worker changed the stream since this one loaded it; nothing was written."""
+
+    def __init__(self, stream_id: str) -> None:
+        super().__init__(f"Stream '{stream_id}' was changed elsewhere: load it and do the work again.")
+        self.stream_id = stream_id
+
+
+class StoreUnavailable(StoreError):
+    """Redis did not do its part; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """What is known of a stream beside its state.
+
+    Attributes:
+        recipe: The recipe as canonical JSON.
+        generation: Random; changes when the stream is deleted and made anew.
+        version: Counts every change, and so is the fencing token.
+        step: Adaptation steps since the source state.
+        created_at: Unix seconds, like `updated_at`.
+        idle_ttl_s: How long the stream lives unused; None is for ever.
+    """
+
+    id: str
+    model: str
+    fingerprint: str
+    recipe: str
+    generation: str
+    version: int
+    step: int
+    created_at: float
+    updated_at: float
+    idle_ttl_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamRecord(Stream):
+    """A stream with its state, an opaque blob."""
+
+    state: bytes
+
+    @property
+    def state_bytes(self) -> int:
+        """The size of the state."""
+        return len(self.state)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamSummary(Stream):
+    """A stream with the size of its state in place of the state."""
+
+    state_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What is known of a snapshot beside its state; `stream` is None for one that was uploaded."""
+
+    id: str
+    stream: str | None
+    model: str
+    fingerprint: str
+    recipe: str
+    step: int
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRecord(Snapshot):
+    """A snapshot with its state."""
+
+    state: bytes
+
+    @property
+    def state_bytes(self) -> int:
+        """The size of the state."""
+        return len(self.state)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotSummary(Snapshot):
+    """A snapshot with the size of its state in place of the state."""
+
+    state_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """An answer given under an idempotency key, and the digest of the request it answered."""
+
+    digest: str
+    answer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a stream, for those who watch it; `data` is JSON."""
+
+    type: str
+    data: bytes
+
+
+class LoggedEvent(NamedTuple):
+    """An event with the id that Redis gave it, which a reader may resume from."""
+
+    id: str
+    type: str
+    data: bytes
+
+
+_PARSERS: dict[Any, Callable[[bytes], Any]] = {
+    str: bytes.decode,
+    int: int,
+    float: float,
+    bytes: bytes,
+    str | None: lambda value: value.decode() or None,
+    float | None: lambda value: float(value) if value else None,
+}
+
+
+def field_names(kind: type[Any]) -> list[str]:
+    """The hash fields that hold a record of this kind, in the order of the record."""
+    return [field.name for field in fields(kind)]
+
+
+def to_fields(record: StreamRecord | SnapshotRecord) -> dict[str, str | int | float | bytes]:
+    """The record as hash fields; None is empty."""
+    values = {name: getattr(record, name) for name in field_names(type(record))}
+    return {name: "" if value is None else value for name, value in values.items()}
+
+
+def from_fields(kind: type[Record], values: Iterable[bytes]) -> Record:
+    """The record whose `field_names(kind)` hold these values."""
+    parsed = zip(fields(kind), values, strict=True)  # type: ignore[arg-type]
+    return kind(**{field.name: _PARSERS[field.type](value) for field, value in parsed})

@@ -1,0 +1,103 @@
+"""The way to Redis: a client whose every failure is a `StoreUnavailable`, within bounded time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Any
+
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, RedisError
+from redis.maint_notifications import MaintNotificationsConfig
+
+from normstream.service.storage.records import StoreUnavailable
+
+Script = Callable[..., Awaitable[Any]]
+"""Runs as `script(keys, args)`, or queues itself as `script(keys, args, client=pipeline)`."""
+
+MAX_READERS = 1000
+
+_REASONS: dict[type[Exception], str] = {
+    BusyLoadingError: "Redis is still loading its data.",
+    OutOfMemoryError: "Redis has no memory left: raise its maxmemory or delete streams.",
+    ReadOnlyError: "This Redis is a read-only replica: give Normstream the URL of the primary.",
+}
+
+
+def connect(url: str, *, max_connections: int = 64, timeout_s: float = 0.8) -> Redis:
+    """A client for `Store`, which retries a little.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`.
+        max_connections: Commands in flight at once; others wait their turn.
+        timeout_s: How long one answer may take.
+    """
+    pool = ConnectionPool.from_url(
+        url,
+        max_connections=max_connections,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        socket_read_size=256 * 1024,
+        retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), retries=2),
+        # While these are on, redis-py hands out connections without looking for unread replies of a
+        # cancelled command: another stream's state.
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
+    )
+    return Redis.from_pool(pool)
+
+
+class RedisLink:
+    """A Redis client that answers in bounded time or raises `StoreUnavailable`."""
+
+    def __init__(self, redis: Redis, timeout_s: float) -> None:
+        self._redis = redis
+        self._timeout_s = timeout_s
+        # Not a BlockingConnectionPool: its condition loses a wake-up when a waiter is cancelled (CPython
+        # gh-112202), and others then wait for a connection that is free.
+        self._turns = asyncio.Semaphore(redis.connection_pool.max_connections)
+
+    def for_readers(self) -> "RedisLink":
+        """A link to the same Redis whose reads may block without keeping a connection from others."""
+        pool = self._redis.connection_pool
+        options = {**pool.connection_kwargs, "socket_timeout": None}
+        readers = ConnectionPool(pool.connection_class, max_connections=MAX_READERS, **options)
+        return RedisLink(Redis.from_pool(readers), self._timeout_s)
+
+    def script(self, name: str) -> Script:
+        """The Lua script `store_<name>.lua`, which stands beside this file."""
+        return self._redis.register_script(files(__package__).joinpath(f"store_{name}.lua").read_text())
+
+    @asynccontextmanager
+    async def reach(self, blocking_s: float = 0.0) -> AsyncIterator[Redis]:
+        """The client, for commands one after another that together take no longer than the time-out.
+
+        Args:
+            blocking_s: How long a command among them may block by its own wish, on top.
+
+        Raises:
+            StoreUnavailable: Redis failed, or did not answer in time.
+        """
+        limit_s = self._timeout_s + blocking_s
+        try:
+            async with asyncio.timeout(limit_s), self._turns:
+                yield self._redis
+        except TimeoutError as error:
+            raise StoreUnavailable(f"Redis did not answer within {limit_s:g} s.") from error
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(_REASONS.get(type(error), f"Redis failed: {error}")) from error
+
+    async def aclose(self) -> None:
+        """Close the client."""
+        await self._redis.aclose()
+
+
+def owned(kind: str, asked: str, answered: str) -> None:
+    """Refuse another's record: no mix-up in client or server may hand one stream's state to another.
+
+    Raises:
+        StoreUnavailable: The record's own id is not the one that was asked for.
+    """
+    if answered != asked:
+        raise StoreUnavailable(f"Redis answered for {kind} '{asked}' with that of '{answered}'; it was refused.")

@@ -1,0 +1,325 @@
+"""The home of all streams: one Redis, which any number of workers share.
+
+A worker loads a stream, computes, and commits; the commit holds only if nobody else has committed since, and
+writes state, version, idempotency record and event in one atomic step. States are opaque bytes.
+"""
+
+import math
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from normstream.service.storage.event_log import EventLog
+from normstream.service.storage.keyspace import Keyspace
+from normstream.service.storage.record_cache import RecordCache
+from normstream.service.storage.records import (
+    Conflict,
+    Event,
+    LoggedEvent,
+    Replay,
+    SnapshotRecord,
+    SnapshotSummary,
+    StreamExists,
+    StreamRecord,
+    StreamSummary,
+    UnknownStream,
+    field_names,
+    from_fields,
+    to_fields,
+)
+from normstream.service.storage.redis_link import RedisLink, owned
+from normstream.service.storage.snapshot_shelf import SnapshotShelf
+from normstream.service.storage.stream_index import StreamIndex
+
+DELETED_EVENTS_TTL_S = 60.0
+
+
+class Store:
+    """Streams and snapshots in Redis; every method may raise `StoreUnavailable`, within `timeout_s`.
+
+    Args:
+        redis: A client as `redis_link.connect` makes it; the store closes it.
+        clock: Gives the unix time in seconds.
+        prefix: What all keys begin with.
+        timeout_s: The longest that one exchange with Redis may take.
+        idempotency_ttl_s: How long an answer is kept for the same request to come again.
+        events_kept: About how many events of a stream a late reader can still get.
+        events_poll_s: How long a watcher may take to notice that its stream expired.
+        cache_bytes: How much state this worker keeps at hand.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        clock: Callable[[], float] = time.time,
+        prefix: str = "normstream",
+        timeout_s: float = 0.8,
+        idempotency_ttl_s: float = 600.0,
+        events_kept: int = 256,
+        events_poll_s: float = 5.0,
+        cache_bytes: int = 256 * 1024 * 1024,
+    ) -> None:
+        self._clock = clock
+        self._replay_ttl_ms = _ms(idempotency_ttl_s)
+        self._events_kept = events_kept
+        self._keys = Keyspace(prefix)
+        self._cache = RecordCache(cache_bytes)
+        self._link = RedisLink(redis, timeout_s)
+        self._readers = self._link.for_readers()
+        self._event_log = EventLog(self._readers, self._keys, events_poll_s)
+        self._index = StreamIndex(self._link, self._keys)
+        self._shelf = SnapshotShelf(self._link, self._keys)
+        self._create = self._link.script("create")
+        self._load = self._link.script("load")
+        self._commit = self._link.script("commit")
+        self._remember = self._link.script("remember")
+        self._delete = self._link.script("delete")
+
+    async def check(self) -> list[str]:
+        """Make sure that Redis answers.
+
+        Returns:
+            What about this Redis endangers the streams, in words for its operator.
+        """
+        async with self._link.reach() as redis:
+            await redis.ping()
+            return await _eviction_warnings(redis)
+
+    async def create(
+        self,
+        stream_id: str,
+        *,
+        model: str,
+        fingerprint: str,
+        recipe: str,
+        state: bytes,
+        step: int = 0,
+        idle_ttl_s: float | None = None,
+    ) -> tuple[StreamRecord, bool]:
+        """Make a stream, unless it is there.
+
+        Returns:
+            The stream made or found, and whether it was made.
+        """
+        now = self._clock()
+        record = StreamRecord(
+            id=stream_id,
+            model=model,
+            fingerprint=fingerprint,
+            recipe=recipe,
+            generation=secrets.token_hex(4),
+            version=1,
+            step=step,
+            created_at=now,
+            updated_at=now,
+            idle_ttl_s=idle_ttl_s,
+            state=state,
+        )
+        return await self._create_or_find(record)
+
+    async def _create_or_find(self, new: StreamRecord) -> tuple[StreamRecord, bool]:
+        keys = [self._keys.stream(new.id), self._keys.events(new.id)]
+        args = [_ttl_ms(new), new.state_bytes, *chain.from_iterable(to_fields(new).items())]
+        async with self._link.reach() as redis, redis.pipeline(transaction=False) as pipe:
+            await self._create(keys, args, client=pipe)
+            pipe.zadd(self._keys.index, {new.id: 0})
+            found, _ = await pipe.execute()
+        record = self._admit(new.id, from_fields(StreamRecord, found) if found else new)
+        # A client that lost the reply sends the command again, and finds what it made itself.
+        return record, record.generation == new.generation
+
+    async def load(self, stream_id: str, idempotency_key: str | None = None) -> tuple[StreamRecord, Replay | None]:
+        """Read a stream in one round trip, in which the state travels only if it changed; counts as use.
+
+        Returns:
+            The stream, and the answer that was given under the idempotency key, if any.
+
+        Raises:
+            UnknownStream: There is no such stream.
+        """
+        cached = self._cache.get(stream_id)
+        known = [cached.generation, cached.version, cached.updated_at] if cached else ["", "", ""]
+        keys = self._stream_keys(stream_id, idempotency_key)
+        async with self._link.reach():
+            reply = await self._load(keys, [*known, *field_names(StreamRecord)])
+        if reply is None:
+            self._cache.drop(stream_id)
+            raise UnknownStream(stream_id)
+        fields, replay = reply
+        record = self._admit(stream_id, from_fields(StreamRecord, fields)) if fields else cached
+        assert record is not None  # noqa: S101  (to a worker that has none, Redis sends the fields)
+        return record, Replay(replay[0].decode(), replay[1]) if replay else None
+
+    def _admit(self, stream_id: str, record: StreamRecord) -> StreamRecord:
+        owned("stream", stream_id, record.id)
+        self._cache.put(record)
+        return record
+
+    async def peek(self, stream_id: str) -> StreamSummary:
+        """What is known of a stream, without its state; does not count as use.
+
+        Raises:
+            UnknownStream: There is no such stream.
+        """
+        summaries = await self._index.summaries([stream_id])
+        if stream_id not in summaries:
+            raise UnknownStream(stream_id)
+        return summaries[stream_id]
+
+    async def streams(self, limit: int = 100, after: str | None = None) -> tuple[list[StreamSummary], str | None]:
+        """A page of streams in order of id.
+
+        Returns:
+            The streams after the id `after`, and what to give as `after` for the next page, if there is one.
+        """
+        return await self._index.page(limit, after)
+
+    async def commit(
+        self,
+        record: StreamRecord,
+        *,
+        state: bytes,
+        step: int,
+        event: Event | None = None,
+        replay: tuple[str, Replay] | None = None,
+    ) -> StreamRecord:
+        """Put a new state in place of the one that was loaded.
+
+        Args:
+            record: The stream as loaded.
+            state: Its new state.
+            step: Its new step.
+            event: What to tell those who watch it.
+            replay: An idempotency key, and the answer to keep under it.
+
+        Returns:
+            The stream as it is now.
+
+        Raises:
+            Conflict: The stream was changed since it was loaded; nothing was written.
+            UnknownStream: The stream was deleted since it was loaded.
+        """
+        new = replace(record, state=state, step=step, version=record.version + 1, updated_at=self._clock())
+        key, answer = replay or (None, Replay("", b""))
+        told = event or Event("", b"")
+        args = [record.generation, record.version, secrets.token_hex(8), _ttl_ms(record)]
+        args += [told.type, told.data, self._events_kept, answer.digest, answer.answer, self._replay_ttl_ms]
+        args += chain.from_iterable(_changes(new).items())
+        async with self._link.reach():
+            outcome = await self._commit(self._stream_keys(record.id, key), args)
+        if outcome != b"done":
+            self._cache.drop(record.id)
+            raise UnknownStream(record.id) if outcome == b"unknown" else Conflict(record.id)
+        self._cache.put(new)
+        return new
+
+    async def remember(self, record: StreamRecord, idempotency_key: str, replay: Replay) -> None:
+        """Keep an answer that changed nothing, should the same request come again."""
+        keys = [self._keys.stream(record.id), self._keys.replay(record.id, idempotency_key)]
+        async with self._link.reach():
+            await self._remember(keys, [record.generation, replay.digest, replay.answer, self._replay_ttl_ms])
+
+    async def delete(self, stream_id: str) -> None:
+        """Delete a stream; its snapshots stay, and its idempotency records mean nothing to a successor.
+
+        Raises:
+            UnknownStream: There is no such stream.
+        """
+        self._cache.drop(stream_id)
+        keys = [self._keys.stream(stream_id), self._keys.events(stream_id)]
+        async with self._link.reach():
+            deleted = await self._delete(keys, [_ms(DELETED_EVENTS_TTL_S)])
+        await self._index.drop_gone([stream_id])
+        if not deleted:
+            raise UnknownStream(stream_id)
+
+    async def fork(self, stream_id: str, new_id: str) -> StreamRecord:
+        """Make a stream of another id with a copy of the state.
+
+        Raises:
+            UnknownStream: There is no stream to copy.
+            StreamExists: The new id is taken.
+        """
+        source, _ = await self.load(stream_id)
+        record, made = await self.create(
+            new_id,
+            model=source.model,
+            fingerprint=source.fingerprint,
+            recipe=source.recipe,
+            state=source.state,
+            step=source.step,
+            idle_ttl_s=source.idle_ttl_s,
+        )
+        if not made:
+            raise StreamExists(new_id)
+        return record
+
+    async def events(self, stream_id: str, after: str | None = None) -> AsyncGenerator[LoggedEvent, None]:
+        """Watch a stream, from now on or after an event; the events end with one of type `deleted`.
+
+        Raises:
+            UnknownStream: There is no such stream.
+            ValueError: `after` is no event id.
+        """
+        return await self._event_log.follow(stream_id, after)
+
+    async def put_snapshot(self, record: SnapshotRecord) -> None:
+        """Keep a snapshot, in place of any other with its id."""
+        await self._shelf.put(record)
+
+    async def snapshot(self, snapshot_id: str) -> SnapshotRecord:
+        """A snapshot with its state; raises `UnknownSnapshot`."""
+        return await self._shelf.get(snapshot_id)
+
+    async def snapshots(self, stream_id: str) -> list[SnapshotSummary]:
+        """The snapshots of a stream, newest first; they outlive it."""
+        return await self._shelf.of_stream(stream_id)
+
+    async def delete_snapshot(self, snapshot_id: str) -> None:
+        """Drop a snapshot; raises `UnknownSnapshot`."""
+        await self._shelf.delete(snapshot_id)
+
+    async def aclose(self) -> None:
+        """Close the connections to Redis."""
+        await self._readers.aclose()
+        await self._link.aclose()
+
+    def _stream_keys(self, stream_id: str, idempotency_key: str | None) -> list[str]:
+        keys = self._keys
+        return [keys.stream(stream_id), keys.events(stream_id), keys.replay(stream_id, idempotency_key or "")]
+
+
+def _changes(new: StreamRecord) -> dict[str, Any]:
+    """The fields that a commit writes."""
+    return {name: getattr(new, name) for name in ("state", "state_bytes", "step", "version", "updated_at")}
+
+
+def _ttl_ms(record: StreamRecord) -> int | str:
+    return "" if record.idle_ttl_s is None else _ms(record.idle_ttl_s)
+
+
+def _ms(seconds: float) -> int:
+    return math.ceil(seconds * 1000)
+
+
+async def _eviction_warnings(redis: Redis) -> list[str]:
+    try:
+        policy = (await redis.config_get("maxmemory-policy"))["maxmemory-policy"]
+    except ResponseError as error:
+        return [
+            f"Redis does not tell its maxmemory-policy ({error}): make sure that it is 'noeviction', "
+            "for an evicted state is a silent reset."
+        ]
+    if policy in ("noeviction", b"noeviction"):
+        return []
+    return [
+        f"Redis may drop streams when memory is short (maxmemory-policy {policy}): an evicted state is a "
+        "silent reset. Set it to 'noeviction'."
+    ]

@@ -1,0 +1,67 @@
+"""Answers as docs/rest.md shows them."""
+
+from typing import Any
+
+MODEL: dict[str, Any] = {
+    "name": "tf_efficientnet_lite0",
+    "architecture": "tf_efficientnet_lite0",
+    "fingerprint": "sha256:ab",
+    "parameters": 4652008,
+    "classes": 1000,
+    "input_size": [3, 224, 224],
+    "device": "cpu",
+    "memory_format": "channels_last",
+    "preprocessing": {
+        "interpolation": "bicubic",
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "crop_pct": 0.875,
+        "crop_mode": "center",
+    },
+    "norm_layers": [{"path": "bn1", "kind": "BatchNormAct2d", "channels": 32}],
+}
+MODELS: dict[str, Any] = {"models": [MODEL], "default": "tf_efficientnet_lite0"}
+RECIPE: dict[str, Any] = {"norm": {"name": "alpha_bn", "alpha": 0.1}}
+RECIPES: dict[str, Any] = {"presets": {"alpha_bn": RECIPE}, "schema": {"type": "object"}}
+STREAM: dict[str, Any] = {
+    "id": "gate-3",
+    "model": "tf_efficientnet_lite0",
+    "fingerprint": "sha256:ab",
+    "recipe": RECIPE,
+    "step": 41,
+    "version": 43,
+    "generation": "9f1c2b7a",
+    "state_bytes": 168064,
+    "idle_ttl_s": None,
+    "created_at": "2026-11-21T08:00:00Z",
+    "updated_at": "2026-11-21T08:03:11Z",
+}
+SNAPSHOT: dict[str, Any] = {
+    "id": "snap-7d3f",
+    "stream": "gate-3",
+    "model": "tf_efficientnet_lite0",
+    "fingerprint": "sha256:ab",
+    "recipe": RECIPE,
+    "step": 41,
+    "bytes": 168900,
+    "created_at": "2026-11-21T08:03:11Z",
+}
+PREDICTION: dict[str, Any] = {
+    "stream": "gate-3",
+    "model": "tf_efficientnet_lite0",
+    "step": 42,
+    "version": 44,
+    "adapted": True,
+    "predictions": [{"entropy": 0.41, "top": [{"class": 340, "label": "zebra", "probability": 0.93}]}],
+}
+PROBLEM: dict[str, Any] = {
+    "type": "https://normstream.invalid/problems/unknown-stream",
+    "title": "Unknown stream",
+    "status": 404,
+    "detail": "There is no stream 'gate-4'. Create it with POST /v1/streams.",
+    "errors": [{"where": "path.id", "problem": "unknown"}],
+}
+
+
+def prediction(images: int) -> dict[str, Any]:
+    return {**PREDICTION, "predictions": PREDICTION["predictions"] * images}

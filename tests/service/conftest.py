@@ -1,0 +1,86 @@
+"""A real Redis for the tests of the service."""
+
+import asyncio
+import secrets
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, suppress
+from inspect import isawaitable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from normstream.service.storage.embedded_redis import EmbeddedRedis
+from normstream.service.storage.records import StoreUnavailable
+from normstream.service.storage.redis_link import connect
+from normstream.service.storage.store import Store
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """One server for all tests; each keeps to a prefix of its own."""
+    with (
+        tempfile.TemporaryDirectory(prefix="ns-") as folder,
+        asyncio.Runner(loop_factory=asyncio.new_event_loop) as loop,
+    ):
+        embedded = EmbeddedRedis(Path(folder))
+        loop.run(embedded.__aenter__())
+        yield embedded.url
+        loop.run(embedded.__aexit__())
+
+
+@pytest.fixture
+def data() -> Iterator[Path]:
+    """A data folder whose path is short, as a unix socket's must be."""
+    with tempfile.TemporaryDirectory(prefix="ns-") as folder:
+        yield Path(folder, "data")
+
+
+@pytest.fixture
+async def own_redis(data: Path) -> AsyncIterator[EmbeddedRedis]:
+    """A server that the test may break."""
+    async with EmbeddedRedis(data) as embedded:
+        yield embedded
+
+
+@pytest.fixture
+async def make_store(redis_url: str) -> AsyncIterator[Callable[..., Store]]:
+    """Makes stores, workers as it were, that share their streams and are closed in the end."""
+    prefix = f"test-{secrets.token_hex(4)}"
+    async with AsyncExitStack() as stack:
+
+        def make(url: str = redis_url, *, max_connections: int = 64, **options: Any) -> Store:
+            store = Store(connect(url, max_connections=max_connections), prefix=prefix, **options)
+            stack.push_async_callback(store.aclose)
+            return store
+
+        yield make
+
+
+@pytest.fixture
+async def store(make_store: Callable[..., Store]) -> Store:
+    """A store on the shared server."""
+    return make_store()
+
+
+@pytest.fixture
+async def worker(make_store: Callable[..., Store]) -> Store:
+    """A second store, of another worker."""
+    return make_store()
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Awaitable[Any]]:
+    """Waits until a check is true, and answers what it answered; a store that is away counts as not yet."""
+
+    async def wait(check: Callable[[], Any], limit_s: float = 5.0) -> Any:
+        async with asyncio.timeout(limit_s):
+            while True:
+                with suppress(StoreUnavailable):
+                    answer = check()
+                    if answer := await answer if isawaitable(answer) else answer:
+                        return answer
+                await asyncio.sleep(0.02)
+
+    return wait
