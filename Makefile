@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types clean
+.PHONY: help setup demo test benchmarks lint format types clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -24,6 +24,11 @@ demo: setup ## watch a server adapt to corrupted photographs (SERVE=1 leaves it 
 
 test: setup ## run all tests
 	$(BIN)/pytest $(ARGS)
+
+benchmarks: setup ## measure speed and memory (on a machine that does nothing else)
+	$(BIN)/python benchmarks/forward.py
+	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/memory.py
 
 lint: setup ## style of code and of the Dockerfiles
 	$(BIN)/ruff check .

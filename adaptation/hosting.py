@@ -32,20 +32,23 @@ class Part:
     member: NormMember
     sizes: tuple[int, ...]  # images of each stream
     state: Tensors  # each [S, ..., C_total]
-    new_state: Tensors = field(default_factory=dict)
-    seen: dict[str, Moments] = field(default_factory=dict)  # the batch's [S, C] by the layer's path
+    images: int = field(init=False)
+    new_state: Tensors = field(init=False)
+    seen: dict[str, Moments] = field(init=False, default_factory=dict)  # the batch's [S, C] by the layer's path
 
     def __post_init__(self) -> None:
         self.new_state = {name: value.clone() for name, value in self.state.items()}
+        self.images = sum(self.sizes)
 
     def statistics(self, layer: NormLayer, x: Tensor) -> Moments:
         """The rows that this part's streams normalise by at `layer`, [1 or S, C]; notes their new state."""
         if not self.member.adapts:
             return Moments(layer.source.mean.unsqueeze(0), layer.source.var.unsqueeze(0))
-        rows = len(x) // sum(self.sizes)  # An image is one row, but several where a net folds tokens into the batch.
+        # An image is one row of x, but several where a net folds tokens into the batch.
+        rows = x.shape[0] // self.images
         moments = moments_of_runs(x, [size * rows for size in self.sizes])
         self.seen[layer.path] = moments
-        batch = Batch(moments, self.sizes, positions=x[0, 0].numel() * rows)
+        batch = Batch(moments, self.sizes, positions=x.numel() // (self.images * x.shape[1]))
         state = {name: value[..., layer.span] for name, value in self.state.items()}
         chosen, new_state = self.member.plan(layer.source, batch, state)
         for name, value in new_state.items():
@@ -87,7 +90,9 @@ class HostedModel:
         layers, self.refused = find_layers(network, usage.reached)
         self.layers = tuple(layers)
         self.source = side_by_side([layer.source for layer in layers])  # [C_total]
-        self.eps = torch.cat([torch.full_like(layer.bias, layer.eps) for layer in layers] or [torch.empty(0)])
+        self.channels = torch.tensor([layer.channels for layer in layers], device=self.device)  # [layers]
+        self.layer_of = torch.arange(len(layers), device=self.device).repeat_interleave(self.channels)  # [C_total]
+        self.eps = torch.cat([layer.eps.expand(layer.channels) for layer in layers] or [torch.empty(0)])  # [C_total]
         self.classes = usage.logits.shape[1]
         self._running = threading.local()
         self._serve_layers(usage.overwritable)
@@ -193,8 +198,8 @@ def _rows(layer: NormLayer, x: Tensor, parts: Sequence[Part]) -> Moments:
     """Statistics for the rows of the activations: one row for all, or a row for each."""
     if len(parts) == 1 and len(parts[0].sizes) == 1:
         return parts[0].statistics(layer, x)
-    rows = len(x) // sum(sum(part.sizes) for part in parts)
-    runs = x.split([sum(part.sizes) * rows for part in parts])
+    rows = x.shape[0] // sum(part.images for part in parts)
+    runs = x.split([part.images * rows for part in parts])
     chosen = [_repeated(part.statistics(layer, run), part.sizes, rows) for part, run in zip(parts, runs, strict=True)]
     return Moments(torch.cat([each.mean for each in chosen]), torch.cat([each.var for each in chosen]))
 

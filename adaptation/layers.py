@@ -34,7 +34,7 @@ class NormLayer:
     path: str
     kind: str
     channels: int
-    eps: float
+    eps: Tensor  # a scalar, as a tensor: adding a Python number to a small tensor costs twice as much
     start: int  # of its channels among those of all layers, side by side
     source: Moments  # statistics of training, [C]
     weight: Tensor  # [C]
@@ -85,7 +85,7 @@ def _layer(path: str, module: Any, start: int) -> NormLayer:
         path=path,
         kind=type(module).__name__,
         channels=len(mean),
-        eps=module.eps,
+        eps=mean.new_tensor(module.eps),
         start=start,
         source=Moments(mean.detach(), var.detach()),
         weight=torch.ones_like(mean) if weight is None else weight.detach(),

@@ -36,7 +36,8 @@ class Moments(NamedTuple):
         Moments(mean=tensor([0.5000]), var=tensor([1.2500]))
         """
         mean, var = self.mix(other, weight)
-        return Moments(mean, var + weight * (1 - weight) * (other.mean - self.mean).square())
+        # weight (1 - weight) (other.mean - self.mean)^2, in Welford's form.
+        return Moments(mean, torch.addcmul(var, mean - self.mean, other.mean - mean))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Batch:
 
     def per_stream(self, values: Sequence[float]) -> float | Tensor:
         """A hyper-parameter that differs between streams, shaped to multiply rows of moments."""
-        if len(set(values)) == 1:
+        if len(values) == 1:
             return values[0]
         mean = self.moments.mean
         return torch.tensor(values, dtype=mean.dtype, device=mean.device).unsqueeze(1)
@@ -58,8 +59,7 @@ class Batch:
         """The moments with the unbiased variance, n / (n - 1); a single value has none and takes `fallback`."""
         counts = [n * self.positions for n in self.images]
         factor = self.per_stream([n / (n - 1) if n > 1 else 0.0 for n in counts])
-        scaled = Moments(self.moments.mean, self.moments.var * factor)
-        return self._where_several(counts, scaled, fallback)
+        return self._where_several(counts, Moments(self.moments.mean, self.moments.var * factor), fallback)
 
     def biased(self, fallback: Moments) -> Moments:
         """The moments as they are; a single value has no variance and takes `fallback`."""

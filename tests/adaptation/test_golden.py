@@ -19,7 +19,7 @@ def layer_of(data) -> NormLayer:
     mean, var, weight, bias = (
         torch.from_numpy(data[name]) for name in ("running_mean", "running_var", "weight", "bias")
     )
-    return NormLayer("bn", "BatchNorm2d", len(mean), float(data["eps"]), 0, Moments(mean, var), weight, bias, None, ())
+    return NormLayer("bn", "BatchNorm2d", len(mean), torch.tensor(data["eps"], dtype=torch.float32), 0, Moments(mean, var), weight, bias, None, ())
 
 
 @pytest.mark.parametrize("batch", [8, 3, 1])

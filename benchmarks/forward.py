@@ -1,0 +1,100 @@
+"""What hosting and each member cost beside a plain timm forward, and what the memory format brings.
+
+Every ratio is against timm's own eval forward of the same network in the same memory format, process and round. The
+last table compares with timm as it comes: default memory format, in a process of its own that nothing was set for.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from functools import partial
+
+from normstream.service.process import prepare_process
+
+prepare_process()
+
+from normstream.adaptation import PRESETS, HostedModel, Preprocessing, Request, initial_state, step
+
+# isort: split  (normstream.adaptation makes torchvision importable, which timm needs)
+import timm
+import torch
+from timing import in_turns, median_ms, ratio, table
+
+MODELS = ("tf_efficientnet_lite0", "resnet50")
+BATCHES = (1, 4, 16)
+
+# A plain timm forward in a fresh process, printing its median in seconds.
+PLAIN = """
+import statistics, sys, time, normstream.adaptation, timm, torch
+network, images = timm.create_model(sys.argv[1]).eval(), torch.randn(int(sys.argv[2]), 3, 224, 224)
+with torch.inference_mode():
+    seconds = []
+    for _ in range(int(sys.argv[3])):
+        begin = time.perf_counter()
+        network(images)
+        seconds.append(time.perf_counter() - begin)
+print(statistics.median(seconds[3:]))
+"""
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=30)
+    rounds = parser.parse_args().rounds
+    rows = [row for name in MODELS for row in members(name, rounds)]
+    print(table(["model", "batch", "plain (ms)", *(f"{preset} (x)" for preset in PRESETS)], rows))
+    print()
+    print(table(["model", "batch", "timm as it comes (ms)", "hosted, `source` (ms)", "times as fast"], layouts(rounds)))
+
+
+def hosted_and_plain(name: str) -> tuple[HostedModel, torch.nn.Module]:
+    """One network twice, in the same memory format."""
+    plain = timm.create_model(name).eval()
+    copy = timm.create_model(name)
+    copy.load_state_dict(plain.state_dict())
+    return HostedModel(copy, name, Preprocessing.of(copy)), plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def members(name: str, rounds: int) -> list[list[object]]:
+    """A row for each batch size: every preset against the plain forward."""
+    hosted, plain = hosted_and_plain(name)
+    return [[name, batch, *_members(hosted, plain, batch, rounds)] for batch in BATCHES]
+
+
+def _members(hosted: HostedModel, plain: torch.nn.Module, batch: int, rounds: int) -> list[str]:
+    images = torch.randn(batch, *hosted.preprocessing.input_size).contiguous(memory_format=torch.channels_last)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            plain(images)
+
+    requests = {preset: [Request(initial_state(hosted, recipe), images)] for preset, recipe in PRESETS.items()}
+    contenders = {"plain": forward} | {preset: partial(step, hosted, request) for preset, request in requests.items()}
+    seconds = in_turns(contenders, rounds)
+    ratios = [f"{ratio(seconds[preset], seconds['plain']):.3f}" for preset in PRESETS]
+    return [f"{median_ms(seconds['plain']):.1f}", *ratios]
+
+
+def layouts(rounds: int) -> list[list[object]]:
+    """Hosted as we ship it, against timm as it comes in a process that nothing was set for."""
+    rows: list[list[object]] = []
+    for name in MODELS:
+        hosted, _ = hosted_and_plain(name)
+        for batch in BATCHES:
+            request = [Request(initial_state(hosted, PRESETS["source"]), torch.randn(batch, 3, 224, 224))]
+            ours = median_ms(in_turns({"ours": partial(step, hosted, request)}, rounds)["ours"])
+            plain = 1000 * float(_plain(name, batch, rounds))
+            rows.append([name, batch, f"{plain:.1f}", f"{ours:.1f}", f"{plain / ours:.2f}"])
+    return rows
+
+
+def _plain(name: str, batch: int, rounds: int) -> str:
+    command = [sys.executable, "-c", PLAIN, name, str(batch), str(rounds)]
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What the service adds to decoding and the forward pass, and what sharing a forward pass between streams brings."""
+
+import argparse
+import io
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from normstream.service.process import prepare_process
+
+prepare_process()
+
+import numpy as np
+import skimage.data
+import torch
+from PIL import Image
+from server import serving
+from timing import in_turns, median_ms, table
+
+from normstream.adaptation import ModelSpec, load_model
+from normstream.clients import Client
+from normstream.service.images import Images, prepare
+
+STREAMS = 8
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=100)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory(prefix="normstream-") as folder:
+        with serving(Path(folder) / "one") as (url, _):
+            print(table(["recipe", "decode + forward (ms)", "over HTTP (ms)", "added (ms)"], overhead(url, rounds)))
+        print()
+        print(
+            table(
+                ["clients", "images/s one stream at a time", "images/s together", "times as fast"],
+                sharing(Path(folder)),
+            )
+        )
+
+
+def photograph() -> bytes:
+    """A JPEG such as a camera sends."""
+    buffer = io.BytesIO()
+    Image.fromarray(skimage.data.coffee()).resize((640, 480)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def overhead(url: str, rounds: int) -> list[list[object]]:
+    """One client, one JPEG at a time: the median over HTTP, state committed, against the bare work in this process."""
+    hosted, jpeg = load_model(ModelSpec(architecture="tf_efficientnet_lite0")), photograph()
+
+    def bare() -> None:
+        images = prepare(Images(files=(jpeg,)), hosted.preprocessing, 10**8)
+        with torch.inference_mode():
+            hosted.network(images.contiguous(memory_format=torch.channels_last))
+
+    rows: list[list[object]] = []
+    with Client(url) as client:
+        for recipe in ("source", "alpha_bn", "ema"):
+            client.create_stream(recipe, recipe=recipe)
+            contenders: dict[str, Callable[[], object]] = {
+                "bare": bare,
+                "http": partial(client.predict, recipe, jpeg),
+            }
+            seconds = in_turns(contenders, rounds)
+            bare_ms, http_ms = median_ms(seconds["bare"]), median_ms(seconds["http"])
+            rows.append([recipe, f"{bare_ms:.1f}", f"{http_ms:.1f}", f"{http_ms - bare_ms:.1f}"])
+    return rows
+
+
+def sharing(folder: Path) -> list[list[object]]:
+    """Several clients with a stream each: forward passes of one stream each, against passes that streams share."""
+    rates = {}
+    for name, max_batch in (("apart", "1"), ("together", "32")):
+        with serving(folder / name, NORMSTREAM_MAX_BATCH=max_batch) as (url, _):
+            rates[name] = _rate(url)
+    return [[STREAMS, f"{rates['apart']:.1f}", f"{rates['together']:.1f}", f"{rates['together'] / rates['apart']:.2f}"]]
+
+
+def _rate(url: str, seconds: float = 10.0) -> float:
+    """Images per second of all clients together, each sending its next image when it has its answer."""
+    image = np.asarray(Image.open(io.BytesIO(photograph())).resize((224, 224)))[None]
+    done, stop = [0] * STREAMS, threading.Event()
+
+    def run(index: int) -> None:
+        with Client(url) as client:
+            client.create_stream(f"camera-{index}", recipe="ema")
+            while not stop.is_set():
+                client.predict(f"camera-{index}", image)
+                done[index] += 1
+
+    with ThreadPoolExecutor(STREAMS) as pool:
+        runs = [pool.submit(run, index) for index in range(STREAMS)]
+        time.sleep(3)  # Warm-up.
+        before, begin = sum(done), time.perf_counter()
+        time.sleep(seconds)
+        rate = (sum(done) - before) / (time.perf_counter() - begin)
+        stop.set()
+        for each in runs:
+            each.result()
+    return rate
+
+
+if __name__ == "__main__":
+    main()
