@@ -24,4 +24,4 @@ def drift(hosted: HostedModel, seen: dict[str, Moments]) -> Tensor:
     square = (batch.mean - source.mean).square()
     divergence = 0.5 * ((var_1 + square) / var_2 + (var_2 + square) / var_1) - 1
     sums = divergence.new_zeros(len(divergence), len(hosted.layers)).index_add_(1, hosted.layer_of, divergence)
-    return sums / hosted.channels
+    return sums / sums.new_tensor(hosted.channels)

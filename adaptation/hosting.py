@@ -31,17 +31,15 @@ class Part:
 
     member: NormMember
     sizes: tuple[int, ...]  # images of each stream
-    state: Tensors  # each [S, ..., C_total]
+    layer_states: dict[str, Tensors]  # each [S, ..., C] by the layer's path; replaced as the layers run
     images: int = field(init=False)
-    new_state: Tensors = field(init=False)
     seen: dict[str, Moments] = field(init=False, default_factory=dict)  # the batch's [S, C] by the layer's path
 
     def __post_init__(self) -> None:
-        self.new_state = {name: value.clone() for name, value in self.state.items()}
         self.images = sum(self.sizes)
 
     def statistics(self, layer: NormLayer, x: Tensor) -> Moments:
-        """The rows that this part's streams normalise by at `layer`, [1 or S, C]; notes their new state."""
+        """The rows that this part's streams normalise by at `layer`, [1 or S, C]; moves their state on."""
         if not self.member.adapts:
             return Moments(layer.source.mean.unsqueeze(0), layer.source.var.unsqueeze(0))
         # An image is one row of x, but several where a net folds tokens into the batch.
@@ -49,10 +47,7 @@ class Part:
         moments = moments_of_runs(x, [size * rows for size in self.sizes])
         self.seen[layer.path] = moments
         batch = Batch(moments, self.sizes, positions=x.numel() // (self.images * x.shape[1]))
-        state = {name: value[..., layer.span] for name, value in self.state.items()}
-        chosen, new_state = self.member.plan(layer.source, batch, state)
-        for name, value in new_state.items():
-            self.new_state[name][..., layer.span] = value
+        chosen, self.layer_states[layer.path] = self.member.plan(layer.source, batch, self.layer_states[layer.path])
         return chosen
 
 
@@ -90,8 +85,9 @@ class HostedModel:
         layers, self.refused = find_layers(network, usage.reached)
         self.layers = tuple(layers)
         self.source = side_by_side([layer.source for layer in layers])  # [C_total]
-        self.channels = torch.tensor([layer.channels for layer in layers], device=self.device)  # [layers]
-        self.layer_of = torch.arange(len(layers), device=self.device).repeat_interleave(self.channels)  # [C_total]
+        self.channels = [layer.channels for layer in layers]
+        self.layer_of = torch.arange(len(layers)).repeat_interleave(torch.tensor(self.channels, dtype=torch.long))
+        self.layer_of = self.layer_of.to(self.device)  # [C_total]
         self.eps = torch.cat([layer.eps.expand(layer.channels) for layer in layers] or [torch.empty(0)])  # [C_total]
         self.classes = usage.logits.shape[1]
         self._running = threading.local()
@@ -117,12 +113,26 @@ class HostedModel:
                 f" ({reasons or 'it has no batch normalisation at all'}); use the recipe 'source'"
             )
 
+    def apart(self, state: Tensors) -> dict[str, Tensors]:
+        """A state with all layers side by side, [..., C_total], as one for each layer, [..., C], by its path."""
+        pieces = {name: value.split(self.channels, dim=-1) for name, value in state.items()}
+        return {
+            layer.path: {name: piece[index] for name, piece in pieces.items()}
+            for index, layer in enumerate(self.layers)
+        }
+
+    def together(self, layer_states: dict[str, Tensors]) -> Tensors:
+        """The inverse of `apart`."""
+        states = [layer_states[layer.path] for layer in self.layers]
+        names = states[0] if states else ()
+        return {name: torch.cat([state[name] for state in states], dim=-1) for name in names}
+
     def forward(self, images: Tensor, parts: Sequence[Part]) -> Tensor:
         """One forward pass for many streams.
 
         Args:
             images: preprocessed, [B, C, H, W].
-            parts: who the samples belong to, in order; their `new_state` and `seen` are filled in.
+            parts: who the samples belong to, in order; their states move on.
 
         Returns:
             Logits, [B, classes].
@@ -151,7 +161,7 @@ class HostedModel:
 
     def _try(self, images: Tensor, member: NormMember, sizes: tuple[int, ...]) -> Tensor:
         with torch.inference_mode():
-            return self.forward(images, [Part(member, sizes, {})])
+            return self.forward(images, [Part(member, sizes, self.apart({}))])
 
 
 class _SourcePlan(NormMember):

@@ -44,7 +44,7 @@ def step(hosted: HostedModel, requests: Sequence[Request]) -> list[Result]:
     groups = _by_recipe(requests)
     order = [index for group in groups for index in group]
     with torch.inference_mode():
-        parts = [_part([requests[index] for index in group]) for group in groups]
+        parts = [_part(hosted, [requests[index] for index in group]) for group in groups]
         logits = hosted.forward(torch.cat([requests[index].images for index in order]), parts)
         rows = logits.split([len(requests[index].images) for index in order])
         results = [result for part in parts for result in _outcomes(hosted, part)]
@@ -76,19 +76,20 @@ def _by_recipe(requests: Sequence[Request]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _part(group: Sequence[Request]) -> Part:
+def _part(hosted: HostedModel, group: Sequence[Request]) -> Part:
     states = [slot(request.state.tensors, "norm") for request in group]
     stacked: Tensors = {name: torch.stack([state[name] for state in states]) for name in states[0]}
-    return Part(group[0].state.recipe.norm, tuple(len(request.images) for request in group), stacked)
+    return Part(group[0].state.recipe.norm, tuple(len(request.images) for request in group), hosted.apart(stacked))
 
 
 def _outcomes(hosted: HostedModel, part: Part) -> Iterator[tuple[Tensors, dict[str, float]]]:
     """For each stream of the part its new tensors and its drift."""
     paths = [layer.path for layer in hosted.layers]
     drifts = drift(hosted, part.seen).tolist() if part.seen else [()] * len(part.sizes)
+    states = hosted.together(part.layer_states)
     for stream, values in enumerate(drifts):
         # A row of a stack would keep the whole stack alive, with the states of other streams.
-        tensors = {name: value[stream].clone() for name, value in part.new_state.items()}
+        tensors = {name: value[stream].clone() for name, value in states.items()}
         yield tensors, dict(zip(paths, values, strict=False))
 
 

@@ -32,7 +32,7 @@ def test_alpha_bn(batch, memory_format, overwrite):
     assert names
     for name in names:
         x = torch.from_numpy(data["x"]).clone(memory_format=memory_format)
-        part = Part(Recipe(norm=AlphaBN(alpha=float(name.removeprefix("y_alpha_")))).norm, (batch,), {})
+        part = Part(Recipe(norm=AlphaBN(alpha=float(name.removeprefix("y_alpha_")))).norm, (batch,), {"bn": {}})
         with torch.inference_mode():
             y = apply(x, layer, part.statistics(layer, x), overwrite=overwrite)
         torch.testing.assert_close(y, torch.from_numpy(data[name]), rtol=0, atol=1e-5)
