@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .layers import NormLayer, find_layers
 from .member import NormMember, Tensors
-from .moments import Batch, Moments, moments_of_runs, side_by_side
+from .moments import Batch, Moments, moments_of_runs, pool, side_by_side
 from .preprocessing import Preprocessing
 from .probe import probe
 
@@ -39,13 +39,16 @@ class Part:
         self.images = sum(self.sizes)
 
     def statistics(self, layer: NormLayer, x: Tensor) -> Moments:
-        """The rows that this part's streams normalise by at `layer`, [1 or S, C]; moves their state on."""
+        """The rows that this part's samples normalise by at `layer`, [1, S or B, C]; moves their streams' state on."""
         if not self.member.adapts:
             return Moments(layer.source.mean.unsqueeze(0), layer.source.var.unsqueeze(0))
         # An image is one row of x, but several where a net folds tokens into the batch.
         rows = x.shape[0] // self.images
-        moments = moments_of_runs(x, [size * rows for size in self.sizes])
-        self.seen[layer.path] = moments
+        if self.member.per_sample:
+            moments = moments_of_runs(x, [rows] * self.images)
+            self.seen[layer.path] = pool(moments, self.sizes)
+        else:
+            moments = self.seen[layer.path] = moments_of_runs(x, [size * rows for size in self.sizes])
         batch = Batch(moments, self.sizes, positions=x.numel() // (self.images * x.shape[1]))
         chosen, self.layer_states[layer.path] = self.member.plan(layer.source, batch, self.layer_states[layer.path])
         return chosen
@@ -206,21 +209,23 @@ class _Served:
 
 def _rows(layer: NormLayer, x: Tensor, parts: Sequence[Part]) -> Moments:
     """Statistics for the rows of the activations: one row for all, or a row for each."""
-    if len(parts) == 1 and len(parts[0].sizes) == 1:
-        return parts[0].statistics(layer, x)
     rows = x.shape[0] // sum(part.images for part in parts)
-    runs = x.split([part.images * rows for part in parts])
-    chosen = [_repeated(part.statistics(layer, run), part.sizes, rows) for part, run in zip(parts, runs, strict=True)]
-    return Moments(torch.cat([each.mean for each in chosen]), torch.cat([each.var for each in chosen]))
+    runs = x.split([part.images * rows for part in parts]) if len(parts) > 1 else (x,)
+    chosen = [part.statistics(layer, run) for part, run in zip(parts, runs, strict=True)]
+    if len(chosen) == 1 and len(chosen[0].mean) in (1, len(x)):
+        return chosen[0]
+    repeated = [_repeated(each, part, rows) for each, part in zip(chosen, parts, strict=True)]
+    return Moments(torch.cat([each.mean for each in repeated]), torch.cat([each.var for each in repeated]))
 
 
-def _repeated(streams: Moments, sizes: Sequence[int], rows: int) -> Moments:
-    """A row for each stream, or one for all of them, to a row for each row of their activations."""
-    repeats = torch.tensor([size * rows for size in sizes], device=streams.mean.device)
-    return Moments(
-        streams.mean.expand(len(sizes), -1).repeat_interleave(repeats, dim=0),
-        streams.var.expand(len(sizes), -1).repeat_interleave(repeats, dim=0),
-    )
+def _repeated(chosen: Moments, part: Part, rows: int) -> Moments:
+    """A row for all streams of a part, for each stream or for each sample, to one for each row of the activations."""
+    if len(chosen.mean) == part.images:
+        repeats = torch.full((part.images,), rows, device=chosen.mean.device)
+    else:
+        chosen = Moments(*(each.expand(len(part.sizes), -1) for each in chosen))
+        repeats = torch.tensor([size * rows for size in part.sizes], device=chosen.mean.device)
+    return Moments(*(each.repeat_interleave(repeats, dim=0) for each in chosen))
 
 
 def apply(x: Tensor, layer: NormLayer, statistics: Moments, *, overwrite: bool) -> Tensor:

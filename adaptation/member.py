@@ -28,8 +28,10 @@ class NormMember(Frozen):
     name: str
     adapts: ClassVar[bool] = True
     """False for the member that leaves every layer as it was trained."""
+    per_sample: ClassVar[bool] = False
+    """True for a member that looks at each sample's own moments: the batch then has a row for each of them."""
 
-    def init(self, source: Moments) -> Tensors:
+    def initial(self, source: Moments) -> Tensors:
         """State of a new stream: tensors whose last axis is the channels of all layers, side by side.
 
         Args:
@@ -43,10 +45,10 @@ class NormMember(Frozen):
 
         Args:
             source: statistics of the trained layer, [C].
-            batch: moments of the batch at this layer, a row for each stream.
+            batch: moments of the batch at this layer, a row for each stream (or sample, see `per_sample`).
             state: this layer's part of the streams' states, each [S, ..., C].
 
         Returns:
-            Moments that broadcast to [S, C], and the new state, of the same names, shapes and dtypes.
+            Moments of one row, or of as many as the batch's, and the new state, of the same names, shapes and dtypes.
         """
         raise NotImplementedError

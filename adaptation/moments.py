@@ -42,9 +42,9 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one layer sees of one batch: a row of moments for each stream."""
+    """What one layer sees of one batch."""
 
-    moments: Moments  # [S, C]
+    moments: Moments  # [S, C], a row for each stream; [B, C], for each sample, where the member looks at samples
     images: tuple[int, ...]  # S numbers: how many images of the batch are each stream's
     positions: int  # spatial positions of the layer's map, H * W
 

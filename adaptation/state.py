@@ -33,7 +33,7 @@ def initial_state(hosted: HostedModel, recipe: Recipe) -> StreamState:
         HostingError: when the model cannot follow the recipe, with the reason.
     """
     hosted.require(recipe.norm)
-    tensors = recipe.norm.init(hosted.source) if recipe.norm.adapts else {}
+    tensors = recipe.norm.initial(hosted.source) if recipe.norm.adapts else {}
     return StreamState(hosted.name, hosted.fingerprint, recipe, tensors=in_slot(tensors, "norm"))
 
 

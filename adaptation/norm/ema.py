@@ -23,7 +23,7 @@ class EMA(NormMember):
     momentum: float = Field(0.0125, gt=0, le=1, description="weight of one new image in the running statistics")
     alpha: float = Field(0.2, ge=0, le=1, description="weight of the running statistics; 0 is the source")
 
-    def init(self, source: Moments) -> Tensors:
+    def initial(self, source: Moments) -> Tensors:
         """Start at the source: the first answer is the trained model's but for one small step."""
         return {"mean": source.mean.clone(), "var": source.var.clone()}
 

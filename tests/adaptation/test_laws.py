@@ -24,7 +24,7 @@ every_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.k
 
 
 def test_the_members_are_those_we_know():
-    assert sorted(NORM_MEMBERS) == ["alpha_bn", "bn1", "ema", "n_prior", "source"]
+    assert sorted(NORM_MEMBERS) == ["alpha_bn", "bn1", "ema", "n_prior", "source", "unmix_tns"]
     assert all(member.model_fields["name"].default == name for name, member in NORM_MEMBERS.items())
 
 
