@@ -68,6 +68,7 @@ class Model:
     memory_format: str
     preprocessing: Preprocessing = field(metadata=_one(Preprocessing))
     norm_layers: tuple[NormLayer, ...] = field(metadata=_each(NormLayer))
+    labels: tuple[str, ...] | None = field(default=None, metadata={"parse": lambda names: names and tuple(names)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +238,7 @@ def read_values(stream: str, response: httpx.Response) -> Prediction:
     with _expecting("array of predictions"):
         return Prediction(
             stream=stream,
+            model=headers.get("Normstream-Model"),
             step=int(headers["Normstream-Step"]),
             version=int(headers["Normstream-Version"]),
             adapted=headers["Normstream-Adapted"].lower() == "true",

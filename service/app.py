@@ -4,6 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -11,7 +12,7 @@ from PIL import Image
 
 from normstream.service.admission import Admission
 from normstream.service.body_limit import BodyLimit
-from normstream.service.errors import ProblemDetails, answer_with_problems
+from normstream.service.errors import MEDIA_TYPE, ProblemDetails, answer_with_problems
 from normstream.service.models import hosting
 from normstream.service.routes import events, health, models, predict, snapshots, streams
 from normstream.service.settings import Settings
@@ -24,9 +25,20 @@ from normstream.service.streams import Streams
 _log = logging.getLogger("normstream")
 
 
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, in which problems have their own media type; FastAPI gives a route but one."""
+        if self.openapi_schema is None:
+            for operations in super().openapi()["paths"].values():
+                for operation in operations.values():
+                    problem = operation["responses"]["default"]
+                    problem["content"] = {MEDIA_TYPE: problem["content"]["application/json"]}
+        return super().openapi()
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The service as an ASGI application; models and Redis are there while its lifespan lasts."""
-    app = FastAPI(
+    app = _Application(
         title="Normstream",
         summary="Image models that keep adapting to each camera",
         version=version("normstream"),

@@ -145,8 +145,11 @@ async def _http(_: Request, error: Exception) -> Response:
     return respond(error)
 
 
-async def _validation(_: Request, error: Exception) -> Response:
+async def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101  (as registered)
+    if isinstance(error.body, bytes):  # FastAPI has parsed any body whose Content-Type is JSON.
+        kind = request.headers.get("content-type", "")
+        return respond(Unsupported(f"The Content-Type is {kind[:100]!r}; send application/json."))
     if any(item["type"] == "json_invalid" for item in error.errors()):
         return respond(BadRequest("The body is not valid JSON."))
     faults = [_fault(item) for item in error.errors()]

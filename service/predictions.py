@@ -105,7 +105,8 @@ def present(engine: Engine, record: StreamRecord, answer: Answer, asked: Asked) 
         adapted=asked.adapt,
         predictions=[_image(engine, answer, index, asked) for index in range(len(answer.probs))],
     )
-    body = prediction.model_dump_json(by_alias=True, exclude_none=True).encode()
+    unasked = "values" if asked.output is Output.TOPK else "top"
+    body = prediction.model_dump_json(by_alias=True, exclude={"predictions": {"__all__": {unasked}}}).encode()
     return Predicted(headers | {"Content-Type": "application/json"}, body)
 
 

@@ -59,7 +59,9 @@ class Streams:
             state=encode(state),
             idle_ttl_s=idle_ttl_s,
         )
-        if (record.model, record.recipe) != (state.model, recipe.canonical()):
+        if (record.model, record.recipe) == (state.model, recipe.canonical()):
+            self._engine(record)  # Of the same weights too.
+        else:
             raise Conflict(
                 f"Stream {record.id!r} exists with model {record.model!r} and recipe {record.recipe}, not"
                 f" {state.model!r} and {recipe.canonical()}. Choose another id, or delete it first."
@@ -168,7 +170,9 @@ class Streams:
             if engine.hosted.fingerprint == state.fingerprint:
                 return engine
         hosted = ", ".join(f"{name!r} ({engine.hosted.fingerprint})" for name, engine in self.models.items())
-        raise Conflict(f"The state is of model {state.model!r} ({state.fingerprint}); hosted are {hosted}.")
+        raise Conflict(
+            f"The state is of model {state.model[:100]!r} ({state.fingerprint[:100]!r}); hosted are {hosted}."
+        )
 
     async def _keep(
         self, snapshot_id: str, stream: str | None, model: str, state: StreamState, data: bytes
