@@ -179,7 +179,7 @@ class Prediction:
         step: The stream's step after the call.
         version: Its version after the call.
         adapted: Whether the call moved the state.
-        model: The model's name; None when `values` was asked for.
+        model: The model's name.
         predictions: One entry per image; empty when `values` was asked for.
         values: Probabilities or logits, float32 `[B, classes]`; None unless asked for.
         replayed: Whether the server had done this call before, and answers its first answer again.

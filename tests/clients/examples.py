@@ -18,6 +18,7 @@ MODEL: dict[str, Any] = {
         "crop_pct": 0.875,
         "crop_mode": "center",
     },
+    "labels": ["tench", "goldfish"],
     "norm_layers": [{"path": "bn1", "kind": "BatchNormAct2d", "channels": 32}],
 }
 MODELS: dict[str, Any] = {"models": [MODEL], "default": "tf_efficientnet_lite0"}
