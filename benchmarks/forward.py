@@ -1,25 +1,21 @@
 """What hosting and each member cost beside a plain timm forward, and what the memory format brings.
 
 Every ratio is against timm's own eval forward of the same network in the same memory format, process and round. The
-last table compares with timm as it comes: default memory format, in a process of its own that nothing was set for.
+last table compares with timm as it comes: default memory format, in a process of its own whose allocator nobody has set.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 from functools import partial
-
-from normstream.service.process import prepare_process
-
-prepare_process()
-
-from normstream.adaptation import PRESETS, HostedModel, Preprocessing, Request, initial_state, step
 
 # isort: split  (normstream.adaptation makes torchvision importable, which timm needs)
 import timm
 import torch
 from timing import in_turns, median_ms, ratio, table
+
+from normstream.adaptation import PRESETS, HostedModel, Preprocessing, Request, initial_state, step
+from normstream.service.allocator import keep_memory
 
 MODELS = ("tf_efficientnet_lite0", "resnet50")
 BATCHES = (1, 4, 16)
@@ -43,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
     rounds = parser.parse_args().rounds
+    keep_memory()
     rows = [row for name in MODELS for row in members(name, rounds)]
     print(table(["model", "batch", "plain (ms)", *(f"{preset} (x)" for preset in PRESETS)], rows))
     print()
@@ -92,8 +89,7 @@ def layouts(rounds: int) -> list[list[object]]:
 
 def _plain(name: str, batch: int, rounds: int) -> str:
     command = [sys.executable, "-c", PLAIN, name, str(batch), str(rounds)]
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """`normstream serve`: the service as a process. Found by the command line through an entry point."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from normstream.service.process import prepare_process
+from normstream.service.allocator import keep_memory
+
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 def serve(
@@ -23,11 +25,11 @@ def serve(
             " name=N,architecture=A,checkpoint=FILE,classes=C.",
         ),
     ] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: Annotated[LogLevel, typer.Option(help="How much is logged.")] = "info",
 ) -> None:
     """Start the server. Further settings are NORMSTREAM_... environment variables (docs/settings.md)."""
-    prepare_process()
-    # Imported here: the command line must start without torch, and torch after the process is prepared.
+    keep_memory()
+    # Imported here: the command line must start without torch.
     from pydantic import ValidationError  # noqa: PLC0415
 
     from normstream.adaptation.recipe import explain  # noqa: PLC0415

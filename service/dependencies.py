@@ -1,4 +1,7 @@
-"""What the routes are given: made once by the application, found on its state."""
+"""What the routes are given: made once by the application, found on its state.
+
+All are coroutines: FastAPI runs plain functions on threads, where the requests of a stream would overtake one another.
+"""
 
 from typing import Annotated
 
@@ -9,17 +12,17 @@ from normstream.service.settings import Settings
 from normstream.service.streams import Streams
 
 
-def _streams(request: Request) -> Streams:
+async def _streams(request: Request) -> Streams:
     streams: Streams = request.app.state.streams
     return streams
 
 
-def _settings(request: Request) -> Settings:
+async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
-def _admission(request: Request) -> Admission:
+async def _admission(request: Request) -> Admission:
     admission: Admission = request.app.state.admission
     return admission
 

@@ -64,9 +64,6 @@ def _tell(finding: Finding) -> None:
 
 
 def _torch() -> str:
-    from normstream.service.process import prepare_process  # noqa: PLC0415
-
-    prepare_process()
     torch = importlib.import_module("torch")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{torch.__version__}, {torch.get_num_threads()} threads, {gpu}"

@@ -93,7 +93,12 @@ class Scheduler(Generic[Work, Outcome]):
 
     async def _serve(self, batch: list[Job[Work, Outcome]]) -> None:
         loop = asyncio.get_running_loop()
-        outcomes = await loop.run_in_executor(self._thread, self._run_batch, [job.work for job in batch])
+        outcomes: Sequence[Outcome | Exception]
+        try:
+            outcomes = await loop.run_in_executor(self._thread, self._run_batch, [job.work for job in batch])
+        except Exception as error:
+            # `run` answers for each job. Should it break down as a whole, its batch fails, but no later one.
+            outcomes = [error] * len(batch)
         for job, outcome in zip(batch, outcomes, strict=True):
             if job.outcome.done():
                 continue

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from normstream.adaptation import ModelSpec
@@ -18,19 +18,28 @@ def _specs(value: object) -> object:
     return value
 
 
+def _distinct(specs: tuple[ModelSpec, ...]) -> tuple[ModelSpec, ...]:
+    names = [spec.title for spec in specs]
+    if len(names) > len(set(names)):
+        raise ValueError(f"two models have one name ({', '.join(names)}); give each its own with name=...")
+    return specs
+
+
 class Settings(BaseSettings):
     """Limits are per server process."""
 
     model_config = SettingsConfigDict(env_prefix="NORMSTREAM_", extra="forbid", frozen=True)
 
-    models: Annotated[tuple[ModelSpec, ...], NoDecode, BeforeValidator(_specs)] = Field(
+    models: Annotated[tuple[ModelSpec, ...], NoDecode, BeforeValidator(_specs), AfterValidator(_distinct)] = Field(
         (ModelSpec(architecture="tf_efficientnet_lite0"),),
         min_length=1,
         description="models to host, the first is the default; each a timm name or field=value,field=value"
         " (architecture, name, checkpoint, classes), separated by spaces",
     )
     redis_url: str | None = Field(
-        None, description="redis://, rediss:// or unix://; a real Redis is started when unset"
+        None,
+        pattern=r"^(rediss?|unix)://",
+        description="redis://, rediss:// or unix://; a real Redis is started when unset",
     )
     data: Path = Field(Path("normstream-data"), description="folder of the Redis that the server starts")
     device: str = Field("cpu", description="torch device of the models, such as cpu or cuda:0")

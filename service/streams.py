@@ -245,11 +245,14 @@ def _initial(engine: Engine, recipe: Recipe) -> StreamState:
 
 def _state(record: StreamRecord) -> StreamState:
     try:
-        return decode(record.state)
+        state = decode(record.state)
+        if (state.fingerprint, state.recipe.canonical()) != (record.fingerprint, record.recipe):
+            raise StateError("it belongs to another model or recipe than the stream")
     except StateError as error:
         raise Conflict(
             f"The state of stream {record.id!r} is damaged ({error}). Reset it, or restore a snapshot."
         ) from None
+    return state
 
 
 def _decoded(data: bytes) -> StreamState:
