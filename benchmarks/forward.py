@@ -1,7 +1,7 @@
 """What hosting and each member cost beside a plain timm forward, and what the memory format brings.
 
 Every ratio is against timm's own eval forward of the same network in the same memory format, process and round. The
-last table compares with timm as it comes: default memory format, in a process of its own whose allocator nobody has set.
+last table compares with timm as it comes: default memory format, in a process of its own whose allocator nobody set.
 """
 
 import argparse

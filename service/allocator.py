@@ -9,8 +9,8 @@ _LARGEST = 2**30
 def keep_memory() -> None:
     """Let glibc keep the memory of activations.
 
-    By default it gives large blocks back to the kernel after each layer, which hands out the same pages, zeroed, for the
-    next; docs/performance.md has what that costs.
+    By default it gives large blocks back to the kernel after each layer, which hands out the same pages, zeroed, for
+    the next; docs/performance.md has what that costs.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from normstream.clients import Client
 from normstream.clients.demo.footage import Footage
 from normstream.clients.demo.plot import draw
-from normstream.clients.demo.report import table
+from normstream.clients.demo.report import glance, table
 from normstream.clients.demo.results import Results
 from normstream.clients.demo.scene import Camera
 from normstream.clients.demo.server import LocalServer, local_server
@@ -38,7 +38,7 @@ def demo(
     *,
     serve: Serve = False,
     plot: Plot = Path("normstream-demo.png"),
-    frames: FramesPerPhase = 128,
+    frames: FramesPerPhase = 64,
     batch: BatchSize = 8,
     stay: Stay = 1,
     seed: Seed = 0,
@@ -68,12 +68,12 @@ def run(client: Client, footage: Footage, batch: int, console: Console) -> Resul
     trial = Trial(client, recipes)
     bar = Progress(TextColumn("frames"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     task = bar.add_task("", total=len(footage))
-    with Live(Group(table(results), bar), console=console, transient=True) as live:
+    with Live(Group(glance(results), bar), console=console, transient=True) as live:
         for shown in footage.batches(batch):
             for observation in trial.step(shown):
                 results.add(observation)
             bar.advance(task, len(shown.clean))
-            live.update(Group(table(results), bar))
+            live.update(Group(glance(results), bar))
     return results
 
 

@@ -17,7 +17,7 @@ SIDE = 224
 # The photographs in scikit-image's wheel that show something of the everyday world, all of them; the rest
 # are textures, drawings, and views through microscopes and telescopes.
 PHOTOGRAPHS = ("chelsea", "coffee", "stereo_motorcycle", "camera", "rocket", "astronaut")
-NARROW, WIDE = 0.65, 0.95  # of a photograph's shorter side
+NARROW, WIDE = 0.8, 1.0  # of a photograph's shorter side
 # How many frames one sweep across, one sweep down and one zoom take: no two in step, so that views do not recur.
 ACROSS, DOWN, ZOOM = 53.0, 71.0, 37.0
 

@@ -6,12 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NoReturn, Self
 
 import httpx
@@ -21,6 +21,7 @@ from normstream.clients import Client, NormstreamError
 
 HOST = "127.0.0.1"
 START_S, STOP_S, POLL_S = 120.0, 15.0, 0.1
+LOG_LINES = 40
 
 
 class ServerStartError(NormstreamError):
@@ -56,8 +57,8 @@ class LocalServer:
         return Client(self.url, transport=httpx.HTTPTransport())
 
     def log(self) -> str:
-        """What the server has said."""
-        return _log_of(self.folder).read_text(errors="replace")
+        """The end of what the server has said."""
+        return "".join(_log_of(self.folder).read_text(errors="replace").splitlines(keepends=True)[-LOG_LINES:])
 
     def wait_until_ready(self) -> None:
         """Return once the server can serve.
@@ -92,13 +93,13 @@ class LocalServer:
 @contextmanager
 def local_server(console: Console) -> Iterator[LocalServer]:
     """Run a server for as long as the block lasts, however that ends."""
-    with _ending_by_unwinding(), TemporaryDirectory(prefix="normstream-demo-") as folder:
+    with _ending_by_unwinding(), tempfile.TemporaryDirectory(prefix="normstream-demo-") as folder:
         server = LocalServer.start(Path(folder))
         try:
             with console.status("Starting the server"):
                 server.wait_until_ready()
             yield server
-        except ServerStartError:
+        except NormstreamError:
             console.print(server.log(), markup=False, highlight=False)
             raise
         finally:

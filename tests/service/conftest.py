@@ -1,16 +1,19 @@
-"""A real Redis for the tests of the service."""
+"""A real Redis and real servers for the tests of the service."""
 
 import asyncio
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import Api, Live, live, tiny, tiny_checkpoint
 
+from normstream.adaptation import ModelSpec
+from normstream.service.settings import Settings
 from normstream.service.storage.embedded_redis import EmbeddedRedis
 from normstream.service.storage.records import StoreUnavailable
 from normstream.service.storage.redis_link import connect
@@ -84,3 +87,37 @@ def eventually() -> Callable[..., Awaitable[Any]]:
                 await asyncio.sleep(0.02)
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSpec, ModelSpec]:
+    """Two models that differ in their weights alone."""
+    folder = tmp_path_factory.mktemp("weights")
+    return tiny(tiny_checkpoint(folder)), tiny(tiny_checkpoint(folder, seed=1), name="other")
+
+
+@pytest.fixture
+def serve(redis_url: str, tiny_models: tuple[ModelSpec, ModelSpec]) -> Iterator[Callable[..., Live]]:
+    """Starts servers with settings of the test's own, on the Redis that all share."""
+    with ExitStack() as stack:
+
+        def start(**settings: Any) -> Live:
+            given = {"models": tiny_models[:1], "redis_url": redis_url, "drain_timeout_s": 2, **settings}
+            return stack.enter_context(live(Settings(**given)))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def server(redis_url: str, tiny_models: tuple[ModelSpec, ModelSpec]) -> Iterator[Live]:
+    """A server with both models and low limits, for tests that leave it as it is."""
+    limits = {"max_images": 8, "max_body_bytes": 2**20, "max_pixels": 4_000_000}
+    with live(Settings(models=tiny_models, redis_url=redis_url, **limits)) as running:
+        yield running
+
+
+@pytest.fixture
+def api(server: Live) -> Iterator[Api]:
+    """A client of that server."""
+    with Api(server.url) as client:
+        yield client
