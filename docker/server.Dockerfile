@@ -17,7 +17,8 @@ RUN if [ "$ACCELERATOR" != cuda ] && [ "$(uname -m)" = x86_64 ]; then \
 # pip reads these from its environment; without them it uses its own index.
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md ./
+COPY docs/LICENSE ./docs/
 COPY adaptation ./adaptation
 COPY clients ./clients
 COPY service ./service

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from normstream.clients import Client, Prediction
 from normstream.clients.demo.footage import Batch, Frames
@@ -43,7 +44,7 @@ class Trial:
         return answer, time.perf_counter() - start
 
 
-def classes(answer: Prediction) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def classes(answer: Prediction) -> NDArray[np.int64]:
     """The likeliest class of each image, `[B]`."""
     return np.array([image.top[0].index for image in answer.predictions])
 

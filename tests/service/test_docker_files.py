@@ -115,11 +115,13 @@ def test_build_arguments_are_those_of_the_dockerfile():
 
 
 def test_the_image_holds_every_package_and_the_build_context_nothing_more():
-    folders = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"].values()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    folders = project["tool"]["setuptools"]["package-dir"].values()
+    texts = [project["project"]["readme"], *project["project"]["license-files"]]
     copied = {
         source for line in re.findall(r"^COPY (?!--)(.+) \S+$", DOCKERFILE, re.MULTILINE) for source in line.split()
     }
-    assert copied == {*folders, "pyproject.toml", "README.md", "LICENSE", ".ci/constraints.txt"}
+    assert copied == {*folders, *texts, "pyproject.toml", ".ci/constraints.txt"}
     ignored = (ROOT / ".dockerignore").read_text()
     assert set(re.findall(r"^!(.+)$", ignored, re.MULTILINE)) == copied
     assert all((ROOT / source).exists() for source in copied)
