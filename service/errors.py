@@ -20,11 +20,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from normstream.service.storage.records import Conflict as StoreConflict
 from normstream.service.storage.records import StoreUnavailable, StreamExists, UnknownSnapshot, UnknownStream
 
 MEDIA_TYPE = "application/problem+json"
+CLIENT_CLOSED_REQUEST = 499
 
 
 class Fault(BaseModel):
@@ -121,6 +123,7 @@ def answer_with_problems(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _validation)
     for kind in (UnknownStream, UnknownSnapshot, StreamExists, StoreConflict, StoreUnavailable):
         app.add_exception_handler(kind, _store)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -175,6 +178,10 @@ async def _store(_: Request, error: Exception) -> Response:
             return respond(Conflict(f"{error} Send the request again."))
         case _:
             return respond(Unavailable(f"The store of the streams is away: {error}", retry_after_s=1))
+
+
+async def _gone(_: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)  # Nobody reads it.
 
 
 async def _unexpected(_: Request, error: Exception) -> Response:

@@ -1,6 +1,5 @@
 """What can be done with streams: the service's use cases, between the routes and the store."""
 
-import asyncio
 import json
 import secrets
 import time
@@ -22,8 +21,9 @@ from normstream.adaptation import (
     encode,
     initial_state,
 )
+from normstream.service.deadline import Deadline
 from normstream.service.engine import Answer, Engine
-from normstream.service.errors import Conflict, Invalid, Problem, TimedOut, invalid
+from normstream.service.errors import Conflict, Invalid, Problem, invalid
 from normstream.service.images import Images, prepare
 from normstream.service.models import Models, available_cores
 from normstream.service.predictions import Asked, Predicted, present
@@ -68,7 +68,9 @@ class Streams:
             )
         return record, made
 
-    async def predict(self, stream_id: str, images: Images, asked: Asked, key: str | None) -> Predicted:
+    async def predict(
+        self, stream_id: str, images: Images, asked: Asked, key: str | None, deadline: Deadline
+    ) -> Predicted:
         """Predict, and adapt if asked to; the new state is in the store before the answer is given.
 
         Args:
@@ -76,9 +78,9 @@ class Streams:
             images: undecoded.
             asked: what of the answer is wanted.
             key: an idempotency key; a request that comes again under it gets the first answer, and adapts once.
+            deadline: until when it may wait.
         """
         digest = asked.digest(images) if key else ""
-        deadline = _Deadline(self._settings.request_timeout_s)
         async with self._turns.ticket(stream_id) as turn:
             record, replay = await self.store.load(stream_id, key)
             if replay is None:
@@ -206,30 +208,11 @@ class Streams:
 
     @asynccontextmanager
     async def _turn(self, stream_id: str) -> AsyncIterator[None]:
-        deadline = _Deadline(self._settings.request_timeout_s)
+        deadline = Deadline(self._settings.request_timeout_s)
         async with self._turns.ticket(stream_id) as turn:
             async with deadline.kept():
                 await turn()
             yield
-
-
-class _Deadline:
-    """The time by which a request's waiting must be over; what goes to the store is bounded by the store."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self._at = asyncio.get_running_loop().time() + timeout_s
-
-    @asynccontextmanager
-    async def kept(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout_at(self._at):
-                yield
-        except TimeoutError:
-            raise TimedOut(
-                f"The request took longer than {self._timeout_s:g} s, and was dropped. Send fewer images, or come back"
-                " when the server has less to do."
-            ) from None
 
 
 def _contended(stream_id: str) -> Problem:

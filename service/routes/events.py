@@ -13,7 +13,7 @@ from normstream.service.admission import Admission
 from normstream.service.dependencies import TheAdmission, TheStreams
 from normstream.service.errors import invalid
 from normstream.service.schemas import StreamId
-from normstream.service.storage.records import LoggedEvent
+from normstream.service.storage.records import LoggedEvent, StoreUnavailable
 
 router = APIRouter(prefix="/v1/streams", tags=["events"])
 
@@ -59,6 +59,8 @@ async def _lines(events: AsyncIterator[LoggedEvent], admission: Admission) -> As
                     return
                 yield format_sse_event(data_str=event.data.decode(), event=event.type, id=event.id)
                 coming = asyncio.ensure_future(anext(events, None))
+        except StoreUnavailable:
+            return  # The watcher asks again, from the last event it saw, and learns what is wrong.
         finally:
             for task in (draining, coming):
                 task.cancel()

@@ -5,15 +5,15 @@ from collections.abc import Coroutine
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from starlette.requests import ClientDisconnect
 
+from normstream.service.deadline import Deadline
 from normstream.service.dependencies import TheAdmission, TheSettings, TheStreams
 from normstream.service.images import NPY, ImagesBody, read_images
 from normstream.service.predictions import Asked, Output, Predicted, Prediction
 from normstream.service.schemas import StreamId
 
 router = APIRouter(prefix="/v1/streams", tags=["predict"])
-
-CLIENT_CLOSED_REQUEST = 499
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FILES = {
@@ -57,11 +57,13 @@ async def predict(
     alone is the answer.
     """
     with admission.enter():
-        images = await read_images(request, settings)
+        deadline = Deadline(settings.request_timeout_s)
+        async with deadline.kept():  # or a few slow senders would take all places inside
+            images = await read_images(request, settings)
         asked = Asked(adapt, output, top_k, npy=NPY in request.headers.get("accept", ""))
-        predicted = await _while_connected(request, streams.predict(id, images, asked, idempotency_key))
+        predicted = await _while_connected(request, streams.predict(id, images, asked, idempotency_key, deadline))
     if predicted is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)  # Nobody reads it.
+        raise ClientDisconnect
     return Response(predicted.body, headers=predicted.headers)
 
 

@@ -2,6 +2,7 @@
 
 import huggingface_hub
 import pytest
+import skimage.data
 import timm
 import torch
 from PIL import Image
@@ -27,11 +28,10 @@ def test_the_other_bundled_models(name, side, parameters):
 
 
 def test_the_bundled_model_knows_a_cat_from_a_cup(lite0):
-    skimage_data = pytest.importorskip("skimage.data")
     names = labels(lite0)
     for picture, expected in (
-        (skimage_data.chelsea(), {"tabby", "tiger cat", "Egyptian cat"}),
-        (skimage_data.coffee(), {"espresso", "cup"}),
+        (skimage.data.chelsea(), {"tabby", "tiger cat", "Egyptian cat"}),
+        (skimage.data.coffee(), {"espresso", "cup"}),
     ):
         with torch.inference_mode():
             logits = lite0.network(lite0.preprocessing(Image.fromarray(picture)).unsqueeze(0))

