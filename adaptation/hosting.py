@@ -142,7 +142,8 @@ class HostedModel:
         """
         if self.network.training:
             self.network.eval()
-        self._running.parts = parts
+        # Where nothing adapts every layer is left alone, and the answer is the network's own to the last bit.
+        self._running.parts = parts if any(part.member.adapts for part in parts) else None
         try:
             return self.network(images.contiguous(memory_format=self.memory_format))  # type: ignore[no-any-return]
         finally:
@@ -198,7 +199,7 @@ class _Served:
 
     def __call__(self, x: Tensor) -> Tensor:
         parts: Sequence[Part] | None = getattr(self.running, "parts", None)
-        if parts is None or not any(part.member.adapts for part in parts):
+        if parts is None:
             return self.layer.forward(x)
         statistics = _rows(self.layer, x, parts)
         y = apply(x, self.layer, statistics, overwrite=self.overwrite and not torch.is_grad_enabled())
@@ -209,13 +210,21 @@ class _Served:
 
 def _rows(layer: NormLayer, x: Tensor, parts: Sequence[Part]) -> Moments:
     """Statistics for the rows of the activations: one row for all, or a row for each."""
+    if len(parts) == 1:
+        chosen = [parts[0].statistics(layer, x)]
+        if chosen[0].mean.shape[0] in (1, x.shape[0]):
+            return chosen[0]
+    else:
+        chosen = [part.statistics(layer, run) for part, run in zip(parts, _runs(x, parts), strict=True)]
     rows = x.shape[0] // sum(part.images for part in parts)
-    runs = x.split([part.images * rows for part in parts]) if len(parts) > 1 else (x,)
-    chosen = [part.statistics(layer, run) for part, run in zip(parts, runs, strict=True)]
-    if len(chosen) == 1 and len(chosen[0].mean) in (1, len(x)):
-        return chosen[0]
     repeated = [_repeated(each, part, rows) for each, part in zip(chosen, parts, strict=True)]
     return Moments(torch.cat([each.mean for each in repeated]), torch.cat([each.var for each in repeated]))
+
+
+def _runs(x: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
+    rows = x.shape[0] // sum(part.images for part in parts)
+    runs: tuple[Tensor, ...] = x.split([part.images * rows for part in parts])
+    return runs
 
 
 def _repeated(chosen: Moments, part: Part, rows: int) -> Moments:

@@ -185,7 +185,7 @@ def check_away(api: Api, stream: str) -> None:
         lambda: api.step(stream, tensors()),
         lambda: api.get(path),
         lambda: api.post("/v1/streams", json={}),
-        lambda: api.post(f"{path}/reset"),
+        lambda: api.post("/v1/streams/another/reset"),
         lambda: api.get(f"{path}/events"),
     ]
     with ThreadPoolExecutor(len(calls) + 1) as threads:

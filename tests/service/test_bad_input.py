@@ -583,6 +583,18 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
+@pytest.mark.parametrize("recipe", ["source", "alpha_bn"])
+def test_values_that_overflow_change_nothing_where_no_state_would_show_it(api: Api, recipe: str) -> None:
+    stream = api.make(recipe=recipe)
+    before = api.show(stream)
+    images = tensors(3)
+    images[1] = 3e38
+    problem = check_problem(api.step(stream, images), 422, "overflow")
+    if recipe == "source":  # by which images do not meet
+        assert [fault["where"] for fault in problem["errors"]] == ["images.1"]
+    assert api.show(stream) == before
+
+
 def test_an_idempotency_key_is_for_one_body_and_one_question(api: Api, redis: Redis, server: Live) -> None:
     stream, sound = api.make(), {"content": npy(tensors()), "headers": {"Content-Type": NPY, "Idempotency-Key": "k"}}
     path = f"/v1/streams/{stream}/predict"
