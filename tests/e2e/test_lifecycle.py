@@ -156,18 +156,18 @@ def test_a_redis_that_goes_and_comes_back(start: Callable[..., Process], externa
     server = start("--redis", f"unix://{external.socket}").ready()
     with server.api() as api:
         stream = next(iter(adapted(api)))
-        with api.stream("GET", f"/v1/streams/{stream}/events") as events:
-            lines = events.iter_lines()
-            assert next(lines).startswith(":")
-            external.process.send_signal(signal.SIGSTOP)
-            check_away(api, stream)
-            assert list(lines) == [""]  # they end, and a reader asks again
+        external.process.send_signal(signal.SIGSTOP)
+        check_away(api, stream)
         external.process.send_signal(signal.SIGCONT)
         until(lambda: api.get("/readyz").status_code == 200)
         assert api.step(stream, tensors()).json()["step"] == 2
 
-        external.kill()
-        check_away(api, stream)
+        with api.stream("GET", f"/v1/streams/{stream}/events") as events:
+            lines = events.iter_lines()
+            assert next(lines).startswith(":")
+            external.kill()
+            check_away(api, stream)
+            assert list(lines) == [""]  # they end, and a reader asks again
         external.run()
         until(lambda: api.get("/readyz").status_code == 200)
         assert api.step(stream, tensors()).json()["step"] == 3
