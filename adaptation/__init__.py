@@ -9,6 +9,7 @@ from .torchvision_ops import make_importable
 make_importable()  # Before timm, which imports torchvision.
 
 from .codec import ForeignStateError, StateError, admit, decode, encode
+from .drift import drift
 from .hosting import HostedModel, HostingError
 from .models import ModelSpec, labels, load_model
 from .preprocessing import Preprocessing
@@ -30,6 +31,7 @@ __all__ = [
     "StreamState",
     "admit",
     "decode",
+    "drift",
     "encode",
     "initial_state",
     "labels",

@@ -18,6 +18,7 @@ from .recipe import Recipe
 from .state import StreamState, initial_state
 
 FORMAT = "normstream.state/1"
+MAX_STEP = 2**52  # What comes after it still fits JSON's and Lua's numbers.
 _ENTRY = "normstream"  # of the safetensors metadata
 
 
@@ -86,15 +87,15 @@ def _header(data: bytes) -> dict[str, Any]:
     text = (json.loads(data[8 : 8 + length]).get("__metadata__") or {}).get(_ENTRY, "{}")
     try:
         header = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         header = None
     return header if isinstance(header, dict) else {}
 
 
 def _state(header: dict[str, Any], tensors: Tensors) -> StreamState:
     step = header.get("step")
-    if not isinstance(step, int) or not 0 <= step < 2**53:
-        raise StateError(f"step is {step!r}, expected a whole number from 0 to 2^53")
+    if type(step) is not int or not 0 <= step < MAX_STEP:
+        raise StateError(f"step is {step!r:.50}, expected a whole number below 2^52")
     try:
         recipe = Recipe.parse(header.get("recipe"))
     except ValueError as error:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .layers import NormLayer, find_layers
 from .member import NormMember, Tensors
-from .moments import Batch, Moments, moments_of_runs, pool, side_by_side
+from .moments import Batch, Moments, moments_of, moments_of_runs, pool, side_by_side
 from .preprocessing import Preprocessing
 from .probe import probe
 
@@ -33,20 +33,22 @@ class Part:
     sizes: tuple[int, ...]  # images of each stream
     layer_states: dict[str, Tensors]  # each [S, ..., C] by the layer's path; replaced as the layers run
     images: int = field(init=False)
-    seen: dict[str, Moments] = field(init=False, default_factory=dict)  # the batch's [S, C] by the layer's path
+    seen: dict[str, Moments] = field(init=False, default_factory=dict)  # the batch's moments by the layer's path
 
     def __post_init__(self) -> None:
         self.images = sum(self.sizes)
 
     def statistics(self, layer: NormLayer, x: Tensor) -> Moments:
-        """The rows that this part's samples normalise by at `layer`, [1, S or B, C]; moves their streams' state on."""
+        """What this part's samples normalise by at `layer`, [C] or [1, S or B, C]; moves their streams' state on."""
         if not self.member.adapts:
-            return Moments(layer.source.mean.unsqueeze(0), layer.source.var.unsqueeze(0))
+            return layer.source
         # An image is one row of x, but several where a net folds tokens into the batch.
         rows = x.shape[0] // self.images
         if self.member.per_sample:
             moments = moments_of_runs(x, [rows] * self.images)
             self.seen[layer.path] = pool(moments, self.sizes)
+        elif len(self.sizes) == 1:
+            moments = self.seen[layer.path] = moments_of(x)
         else:
             moments = self.seen[layer.path] = moments_of_runs(x, [size * rows for size in self.sizes])
         batch = Batch(moments, self.sizes, positions=x.numel() // (self.images * x.shape[1]))
@@ -173,7 +175,7 @@ class _SourcePlan(NormMember):
 
     def plan(self, source: Moments, batch: Batch, state: Tensors) -> tuple[Moments, Tensors]:
         del batch
-        return Moments(source.mean.unsqueeze(0), source.var.unsqueeze(0)), state
+        return source, state
 
 
 class _BatchPlan(NormMember):
@@ -212,7 +214,7 @@ def _rows(layer: NormLayer, x: Tensor, parts: Sequence[Part]) -> Moments:
     """Statistics for the rows of the activations: one row for all, or a row for each."""
     if len(parts) == 1:
         chosen = [parts[0].statistics(layer, x)]
-        if chosen[0].mean.shape[0] in (1, x.shape[0]):
+        if chosen[0].mean.dim() == 1 or chosen[0].mean.shape[0] in (1, x.shape[0]):
             return chosen[0]
     else:
         chosen = [part.statistics(layer, run) for part, run in zip(parts, _runs(x, parts), strict=True)]
@@ -229,6 +231,7 @@ def _runs(x: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
 
 def _repeated(chosen: Moments, part: Part, rows: int) -> Moments:
     """A row for all streams of a part, for each stream or for each sample, to one for each row of the activations."""
+    chosen = Moments(*(torch.atleast_2d(each) for each in chosen))
     if len(chosen.mean) == part.images:
         repeats = torch.full((part.images,), rows, device=chosen.mean.device)
     else:
@@ -243,8 +246,8 @@ def apply(x: Tensor, layer: NormLayer, statistics: Moments, *, overwrite: bool) 
     Args:
         x: activations, [B, C, ...].
         layer: gives weight, bias and eps.
-        statistics: [1, C], or [B, C] with a row for each of the batch's.
-        overwrite: write the result over `x`, which saves the memory traffic of a new tensor.
+        statistics: [C] or [1, C], or [B, C] with a row for each sample.
+        overwrite: the result may be written over `x`, which saves the memory traffic of a new tensor.
     """
     scale = torch.rsqrt(statistics.var + layer.eps) * layer.weight
     shift = torch.addcmul(layer.bias, statistics.mean, scale, value=-1)

@@ -44,7 +44,7 @@ class Moments(NamedTuple):
 class Batch:
     """What one layer sees of one batch."""
 
-    moments: Moments  # [S, C], a row for each stream; [B, C], for each sample, where the member looks at samples
+    moments: Moments  # [C] of one stream or [S, C]; [B, C], a row for each sample, where the member looks at samples
     images: tuple[int, ...]  # S numbers: how many images of the batch are each stream's
     positions: int  # spatial positions of the layer's map, H * W
 
@@ -58,6 +58,8 @@ class Batch:
     def unbiased(self, fallback: Moments) -> Moments:
         """The moments with the unbiased variance, n / (n - 1); a single value has none and takes `fallback`."""
         counts = [n * self.positions for n in self.images]
+        if len(counts) == 1 and counts[0] > 1:
+            return Moments(self.moments.mean, self.moments.var * (counts[0] / (counts[0] - 1)))
         factor = self.per_stream([n / (n - 1) if n > 1 else 0.0 for n in counts])
         return self._where_several(counts, Moments(self.moments.mean, self.moments.var * factor), fallback)
 
@@ -72,6 +74,11 @@ class Batch:
         return Moments(torch.where(single, fallback.mean, moments.mean), torch.where(single, fallback.var, moments.var))
 
 
+def moments_of(x: Tensor) -> Moments:
+    """Moments over all samples and positions of activations [B, C] or [B, C, ...]: [C]."""
+    return Moments(*torch.batch_norm_update_stats(x, None, None, 0.0))
+
+
 def moments_of_runs(x: Tensor, sizes: Sequence[int]) -> Moments:
     """Moments of consecutive runs of samples, each over its samples and positions.
 
@@ -84,11 +91,8 @@ def moments_of_runs(x: Tensor, sizes: Sequence[int]) -> Moments:
     Returns:
         Moments of shape [len(sizes), C].
     """
-    if len(sizes) == 1:
-        mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
-        return Moments(mean.unsqueeze(0), var.unsqueeze(0))
-    rows = [torch.batch_norm_update_stats(run, None, None, 0.0) for run in x.split(list(sizes))]
-    return Moments(torch.stack([mean for mean, _ in rows]), torch.stack([var for _, var in rows]))
+    rows = [moments_of(run) for run in x.split(list(sizes))]
+    return Moments(torch.stack([row.mean for row in rows]), torch.stack([row.var for row in rows]))
 
 
 def pool(samples: Moments, sizes: Sequence[int]) -> Moments:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .drift import drift
 from .hosting import HostedModel, Part
 from .member import Tensors
+from .moments import Moments, side_by_side
 from .recipe import Recipe
 from .state import StreamState, in_slot, slot
 
@@ -27,7 +27,7 @@ class Result:
 
     state: StreamState
     logits: Tensor  # [B, classes]
-    drift: dict[str, float]  # by the layer's path; empty when the recipe looks at no batch
+    seen: Moments | None  # of the batch, all layers side by side, [C_total]; None when the recipe looks at no batch
 
 
 def step(hosted: HostedModel, requests: Sequence[Request]) -> list[Result]:
@@ -49,8 +49,8 @@ def step(hosted: HostedModel, requests: Sequence[Request]) -> list[Result]:
         rows = logits.split([len(requests[index].images) for index in order])
         results = [result for part in parts for result in _outcomes(hosted, part)]
     answers = {
-        index: Result(_advance(requests[index].state, tensors), logits, drifts)
-        for index, logits, (tensors, drifts) in zip(order, rows, results, strict=True)
+        index: Result(_advance(requests[index].state, tensors), logits, seen)
+        for index, logits, (tensors, seen) in zip(order, rows, results, strict=True)
     }
     return [answers[index] for index in range(len(requests))]
 
@@ -82,15 +82,15 @@ def _part(hosted: HostedModel, group: Sequence[Request]) -> Part:
     return Part(group[0].state.recipe.norm, tuple(len(request.images) for request in group), hosted.apart(stacked))
 
 
-def _outcomes(hosted: HostedModel, part: Part) -> Iterator[tuple[Tensors, dict[str, float]]]:
-    """For each stream of the part its new tensors and its drift."""
-    paths = [layer.path for layer in hosted.layers]
-    drifts = drift(hosted, part.seen).tolist() if part.seen else [()] * len(part.sizes)
-    states = hosted.together(part.layer_states)
-    for stream, values in enumerate(drifts):
+def _outcomes(hosted: HostedModel, part: Part) -> Iterator[tuple[Tensors, Moments | None]]:
+    """For each stream of the part its new tensors, and the moments of its batch."""
+    states, seen = hosted.together(part.layer_states), None
+    if part.seen:
+        seen = side_by_side([part.seen[layer.path] for layer in hosted.layers])
+    for stream in range(len(part.sizes)):
         # A row of a stack would keep the whole stack alive, with the states of other streams.
         tensors = {name: value[stream].clone() for name, value in states.items()}
-        yield tensors, dict(zip(paths, values, strict=False))
+        yield tensors, seen and Moments(*(torch.atleast_2d(each)[stream] for each in seen))
 
 
 def _advance(state: StreamState, tensors: Tensors) -> StreamState:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from normstream.adaptation import HostedModel, Request, Result, encode, labels, step
+from normstream.adaptation import HostedModel, Request, Result, drift, encode, labels, step
 from normstream.service.images import refuse_overflow
 from normstream.service.scheduler import Scheduler
 from normstream.service.settings import Settings
@@ -62,7 +62,7 @@ class Engine:
     def _serve(self, requests: Sequence[Request]) -> list[Answer | Exception]:
         """A batch, on the model's thread."""
         try:
-            return [_answer(result) for result in step(self.hosted, requests)]
+            return [_answer(self.hosted, result) for result in step(self.hosted, requests)]
         except Exception as error:
             if len(requests) == 1:
                 return [error]
@@ -70,7 +70,7 @@ class Engine:
             return [answer for request in requests for answer in self._serve([request])]
 
 
-def _answer(result: Result) -> Answer | Exception:
+def _answer(hosted: HostedModel, result: Result) -> Answer | Exception:
     finite = result.logits.isfinite().all(dim=1)
     if not finite.all():
         return refuse_overflow(int(finite.int().argmin()))
@@ -84,5 +84,5 @@ def _answer(result: Result) -> Answer | Exception:
         entropy=-(probs * log_probs).sum(dim=1).cpu().numpy(),
         state=encode(result.state),
         step=result.state.step,
-        drift=result.drift,
+        drift=drift(hosted, result.seen),
     )

@@ -50,7 +50,7 @@ class Streams:
         self, stream_id: str | None, model: str | None, recipe: Recipe, idle_ttl_s: float | None
     ) -> tuple[StreamRecord, bool]:
         """Make a stream, or find it if it is there with the same model and recipe; says whether it was made."""
-        state = _initial(self.models[model or self.models.default], recipe)
+        state = await to_thread.run_sync(_initial, self.models[model or self.models.default], recipe)
         record, made = await self.store.create(
             stream_id or f"stream-{secrets.token_hex(8)}",
             model=state.model,

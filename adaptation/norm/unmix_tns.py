@@ -25,7 +25,7 @@ class UnMixTNS(NormMember):
     """
 
     name: Literal["unmix_tns"] = "unmix_tns"
-    components: int = Field(16, ge=1, le=256, description="K; the instance's own weight is 1 / K")
+    components: int = Field(16, ge=1, le=128, description="K; the instance's own weight is 1 / K")
     temperature: float = Field(0.07, gt=0, le=100, description="of the softmax over components")
     momentum: float = Field(0.1, gt=0, le=1, description="weight of 64 new images in the components")
     init: Literal["moment_matched", "published"] = Field("moment_matched", description="how components are drawn")

@@ -106,3 +106,8 @@ def test_no_weights_without_a_hub_says_what_to_do(monkeypatch):
 def test_wrong_specifications_are_refused(text):
     with pytest.raises(ValueError, match="ModelSpec"):
         ModelSpec.parse(text)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(HostingError, match="cannot put 'tf_efficientnet_lite0' on device 'cuda:99'"):
+        load_model(ModelSpec.parse("tf_efficientnet_lite0"), "cuda:99")
