@@ -66,7 +66,8 @@ async def hosting(settings: Settings) -> AsyncIterator[Models]:
     Raises:
         HostingError: when one cannot be loaded; the message says what to do.
     """
-    torch.set_num_threads(settings.threads or available_cores())
+    # One core is left to the event loop, decoding and Redis: OpenMP's barriers wait for whoever shares a core with them.
+    torch.set_num_threads(settings.threads or max(1, available_cores() - 1))
     engines: dict[str, Engine] = {}
     for spec in settings.models:
         hosted = await to_thread.run_sync(load_model, spec, settings.device)
