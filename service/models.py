@@ -66,7 +66,7 @@ async def hosting(settings: Settings) -> AsyncIterator[Models]:
     Raises:
         HostingError: when one cannot be loaded; the message says what to do.
     """
-    # One core is left to the event loop, decoding and Redis: OpenMP's barriers wait for whoever shares a core with them.
+    # One core is left to the event loop, decoding and Redis: OpenMP's barriers wait for who shares a core with them.
     torch.set_num_threads(settings.threads or max(1, available_cores() - 1))
     engines: dict[str, Engine] = {}
     for spec in settings.models:
