@@ -212,21 +212,16 @@ class _Served:
 
 def _rows(layer: NormLayer, x: Tensor, parts: Sequence[Part]) -> Moments:
     """Statistics for the rows of the activations: one row for all, or a row for each."""
+    rows = x.shape[0] // sum(part.images for part in parts)
     if len(parts) == 1:
         chosen = [parts[0].statistics(layer, x)]
         if chosen[0].mean.dim() == 1 or chosen[0].mean.shape[0] in (1, x.shape[0]):
             return chosen[0]
     else:
-        chosen = [part.statistics(layer, run) for part, run in zip(parts, _runs(x, parts), strict=True)]
-    rows = x.shape[0] // sum(part.images for part in parts)
+        lengths = [part.images * rows for part in parts]
+        chosen = [part.statistics(layer, run) for part, run in zip(parts, x.split(lengths), strict=True)]
     repeated = [_repeated(each, part, rows) for each, part in zip(chosen, parts, strict=True)]
     return Moments(torch.cat([each.mean for each in repeated]), torch.cat([each.var for each in repeated]))
-
-
-def _runs(x: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
-    rows = x.shape[0] // sum(part.images for part in parts)
-    runs: tuple[Tensor, ...] = x.split([part.images * rows for part in parts])
-    return runs
 
 
 def _repeated(chosen: Moments, part: Part, rows: int) -> Moments:

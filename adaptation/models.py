@@ -64,8 +64,9 @@ def load_model(spec: ModelSpec, device: str | torch.device = "cpu") -> HostedMod
         HostingError: unknown architecture, unreadable or unfitting weights, or a network that cannot be hosted; the
             message says what to do.
     """
+    network = _network(spec)
     try:
-        network = _network(spec).to(device)
+        network.to(device)
     except (RuntimeError, AssertionError) as error:
         raise HostingError(f"cannot put {spec.title!r} on device {str(device)!r}: {error}") from None
     return HostedModel(network, spec.title, Preprocessing.of(network))
