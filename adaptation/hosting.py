@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .layers import Layers, find_layers
 from .member import NormMember, Tensors
 from .moments import Batch, Moments
+from .packing import pack
 from .part import Part
 from .preprocessing import Preprocessing
 from .probe import probe
@@ -70,6 +71,8 @@ class HostedModel:
         self._serve(layers)
         self.classifier = self._find_classifier(example, usage.logits)
         self._check(example, usage.logits)
+        if memory_format == torch.channels_last:
+            pack(network, example[:1])
 
     @property
     def device(self) -> torch.device:

@@ -60,6 +60,9 @@ def test_families(name, side, layers):
 
     (source,) = step(hosted, [Request(initial_state(hosted, PRESETS["source"]), batch)])
     assert torch.equal(source.logits, expected)
+    (single,) = step(hosted, [Request(initial_state(hosted, PRESETS["source"]), batch[:1])])
+    with torch.inference_mode():
+        assert torch.equal(single.logits, plain(batch[:1]))
     assert source.seen is None
     assert drift(source) == {}
 
