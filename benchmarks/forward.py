@@ -18,7 +18,7 @@ import timm
 import torch
 from timing import in_turns, median_ms, ratio, table
 
-from normstream.service.allocator import keep_memory
+from normstream.service.tuning import keep_memory
 
 MODELS = ("tf_efficientnet_lite0", "resnet50")
 BATCHES = (1, 4, 16)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from normstream.service.allocator import keep_memory
+from normstream.service.tuning import keep_memory, spin_briefly
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -29,6 +29,7 @@ def serve(
 ) -> None:
     """Start the server. Further settings are NORMSTREAM_... environment variables (docs/settings.md)."""
     keep_memory()
+    spin_briefly()
     # Imported here: the command line must start without torch.
     from pydantic import ValidationError  # noqa: PLC0415
 

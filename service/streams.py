@@ -85,22 +85,25 @@ class Streams:
         digest = asked.digest(images) if key else ""
         async with self._turns.ticket(stream_id) as turn:
             record, replay = await self.store.load(stream_id, key)
+            engine, stale = self._engine(record), False
             if replay is None:
-                engine = self._engine(record)
                 work = partial(prepare, images, engine.hosted.preprocessing, self._settings.max_pixels)
                 async with deadline.kept():
                     tensor = await to_thread.run_sync(work, limiter=self._decoders, abandon_on_cancel=True)
-                    await turn()
+                    stale = await turn()
             for _ in range(COMMIT_ATTEMPTS):
-                record, replay = await self.store.load(stream_id, key)
+                if stale:
+                    record, replay = await self.store.load(stream_id, key)
                 if replay is not None:
                     return _replayed(replay, digest)
+                if self._engine(record) is not engine:
+                    break  # Deleted meanwhile, and made anew with another model.
                 async with deadline.kept():
                     answer = await engine.step(Request(_state(record), tensor, asked.adapt))
                 try:
                     return await self._conclude(record, answer, present(engine, record, answer, asked), key, digest)
                 except StoreConflict:
-                    continue  # Another server moved the stream meanwhile: begin again from where it is now.
+                    stale = True  # Another server moved the stream meanwhile: begin again from where it is now.
         raise _contended(stream_id)
 
     async def _conclude(

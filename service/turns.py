@@ -12,14 +12,18 @@ class Turns:
         self._last: dict[str, asyncio.Future[None]] = {}
 
     @asynccontextmanager
-    async def ticket(self, stream_id: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        """Take a ticket; the block may do what needs no turn, then await what it was given, then act."""
+    async def ticket(self, stream_id: str) -> AsyncIterator[Callable[[], Awaitable[bool]]]:
+        """Take a ticket; the block may do what needs no turn, then await what it was given, then act.
+
+        What it awaits says whether another request held a ticket before.
+        """
         before = self._last.get(stream_id)
         mine = self._last[stream_id] = asyncio.get_running_loop().create_future()
 
-        async def turn() -> None:
+        async def turn() -> bool:
             if before is not None:
                 await asyncio.shield(before)
+            return before is not None
 
         try:
             yield turn

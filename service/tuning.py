@@ -1,9 +1,11 @@
-"""The allocator of the process, set for activations."""
+"""What the server sets for its whole process before torch is loaded, and a library may not."""
 
 import ctypes
+import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 _LARGEST = 2**30
+_SPINS = 20_000  # a fraction of a millisecond
 
 
 def keep_memory() -> None:
@@ -18,3 +20,13 @@ def keep_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, _LARGEST)
     except (OSError, AttributeError):
         return  # Not glibc: its allocator is as it is.
+
+
+def spin_briefly() -> None:
+    """Let OpenMP's threads go to sleep soon after a forward pass, unless the environment says how they wait.
+
+    By default they spin on for milliseconds, on cores that are wanted for the answer, its commit and the next image.
+    Between the layers of a pass they are never idle for so long.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(_SPINS))
