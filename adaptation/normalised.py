@@ -1,6 +1,7 @@
 """A layer's pass over its activations where gradients are taken."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -63,12 +64,17 @@ def _sums(x: Tensor, gradient: Tensor, like: Tensor) -> Line:
     if like.dim() == 2 and len(like) > 1:
         axes = list(range(2, x.dim()))
         return Line((gradient * x).sum(axes), gradient.sum(axes)) if axes else Line(gradient * x, gradient)
-    zeros, ones = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
+    zeros, ones = _neutral(x.shape[1], x.dtype, x.device)
     # The native operation's derivatives for weight and bias, at mean 0 and variance 1, are these sums.
     _, times, plain = torch.ops.aten.native_batch_norm_backward(
         gradient, x, ones, zeros, ones, None, None, False, 0.0, [False, True, True]
     )
     return Line(times.view_as(like), plain.view_as(like))
+
+
+@lru_cache(maxsize=256)
+def _neutral(channels: int, dtype: torch.dtype, device: torch.device) -> Moments:
+    return Moments(torch.zeros(channels, dtype=dtype, device=device), torch.ones(channels, dtype=dtype, device=device))
 
 
 def _through_moments(x: Tensor, moments: Moments, towards: Sequence[Tensor | None], runs: Sequence[int]) -> Line:

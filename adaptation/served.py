@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from .layers import NormLayer
 from .normalised import Normalised
@@ -33,8 +34,17 @@ class Served:
         else:
             return layer.forward(x)
         for module in layer.tail:
-            y = module(y)
+            y = _after(module, y)
         return y
+
+
+def _after(module: nn.Module, y: Tensor) -> Tensor:
+    """Dropout or activation."""
+    if isinstance(module, nn.Hardtanh) and torch.is_grad_enabled():
+        # In place, it would copy its input for the way back: more than a new output.
+        return functional.hardtanh(y, module.min_val, module.max_val)
+    output: Tensor = module(y)
+    return output
 
 
 def _normalised(layer: NormLayer, x: Tensor, parts: Sequence[Part], *, overwrite: bool) -> Tensor:
