@@ -21,8 +21,8 @@ import torch
 
 from normstream.clients import Client
 from normstream.clients.demo.server import running
-from normstream.service.tuning import keep_memory
 from normstream.service.images import Images, prepare
+from normstream.service.tuning import keep_memory
 
 MODEL = "tf_efficientnet_lite0"
 STREAMS = 8
