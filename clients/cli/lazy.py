@@ -20,6 +20,7 @@ DEMO = EntryPoint("demo", "normstream.clients.demo.command:demo", GROUP)
 SUMMARIES = {
     "demo": "Watch a server adapt to corrupted photographs.",
     "bench": "Measure recipes on labelled images under corruptions.",
+    "bench edge": "Measure what a cloud-taught edge gains, and what it costs.",
     "calibrate": "Measure what some recipes need to know of a model's source data.",
     "serve": "Serve models over HTTP.",
     "doctor": "Check that this machine can serve.",
@@ -69,11 +70,12 @@ class LazyGroup(TyperGroup):
         super().__init__(**attributes)
         self.add_command(LazyCommand(DEMO, extra="bench"))
         for target in sorted(entry_points(group=GROUP), key=lambda target: target.name):
-            self.add_command(LazyCommand(target, extra="bench" if target.name == "bench" else "server"))
+            self.add_command(LazyCommand(target, extra="bench" if target.name.startswith("bench") else "server"))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """Find the command to run; only here is a lazy one imported."""
-        name, command, rest = super().resolve_command(ctx, args)
+        """Find the command to run; only here is a lazy one imported. A name may be two words, as in `bench edge`."""
+        words = " ".join(args[:2])
+        name, command, rest = super().resolve_command(ctx, [words, *args[2:]] if words in self.commands else args)
         return name, command.load() if isinstance(command, LazyCommand) else command, rest
 
 

@@ -38,6 +38,7 @@ def invoke(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     targets = {
         "serve": "added_good:serve",
+        "serve one": "added_good:one",
         "group": "added_good:group",
         "bad": "added_bad:bad",
         "broken": "added_broken:broken",
@@ -60,6 +61,12 @@ def test_a_command_has_its_own_options(invoke):
     assert "Where to listen" in invoke("serve", "--help").stdout
     assert invoke("serve", "--port", "9").stdout == "serving on 9\n"
     assert invoke("serve", "--what").exit_code == 2
+
+
+def test_a_name_of_two_words(invoke):
+    assert invoke("serve", "one").stdout == "one\n"
+    assert invoke("serve").stdout == "serving on 8000\n"
+    assert "serve one" in invoke("--help").stdout
 
 
 def test_a_group_of_commands(invoke):
