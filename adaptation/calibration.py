@@ -18,10 +18,10 @@ from .hosting import HostedModel, HostingError
 from .member import NormMember, Tensors
 from .moments import Batch, Moments, side_by_side
 from .part import Part
+from .rates import PUBLISHED_BATCH
 
 FORMAT = "normstream.calibration/1"
 FOLDER = "calibration"  # in the server's data folder
-PUBLISHED_BATCH = 64  # images of a batch whose gradient EATA squares; the Fisher information is as much smaller
 _CHUNK = 8  # images in one forward and backward pass, which needs memory for every activation
 _ENTRY = "normstream"  # of the safetensors metadata
 
@@ -79,6 +79,15 @@ class Calibration:
                 raise HostingError(f"{name} of the calibration holds values that are not finite")
         if (self.moments.var < 0).any() or (self.fisher < 0).any():
             raise HostingError("the calibration holds a variance or a squared gradient below 0")
+
+
+def spread(images: int) -> list[slice]:
+    """Batches of 64 of as many images, or of slightly fewer, each from all over them.
+
+    EATA squares the gradients of batches of 64; one of a single class would have a gradient of its own.
+    """
+    count = -(-images // PUBLISHED_BATCH)
+    return [slice(start, None, count) for start in range(count)]
 
 
 def calibrate(hosted: HostedModel, batches: Iterable[Tensor]) -> Calibration:
@@ -144,8 +153,7 @@ def _look(hosted: HostedModel, images: Tensor) -> _Look:
     """One forward and one backward pass."""
     layers, samples = hosted.layers, hosted.sample_norms
     affine = layers.affine.clone().requires_grad_()
-    rows = dict(zip(layers.paths, affine.unsqueeze(0).split(layers.channels, dim=-1), strict=True))
-    part = Part(_Watch(), (len(images),), samples.apart({}), affine=rows)
+    part = Part(_Watch(), (len(images),), samples.apart({}), layers.rows(affine.unsqueeze(0)))
     with torch.enable_grad():
         logits, features = hosted.forward(images, [part])
         predicted = logits.detach().argmax(1)

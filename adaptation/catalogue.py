@@ -10,6 +10,7 @@ from pydantic import Field
 
 from .member import Frozen, Member, Need, NormMember
 from .recipe import PRESETS, SLOTS
+from .taught_member import TaughtMember
 from .update_member import UpdateMember
 
 CALIBRATED = frozenset({Need.SOURCE_MOMENTS, Need.FISHER, Need.SOURCE_FEATURES})
@@ -80,7 +81,7 @@ def _method(slot: str, name: str, kind: type[Member]) -> Method:
         citations=list(dict.fromkeys(_CITATION.findall(" ".join(text)))),
         parameters=[parameter for parameter in parameters if parameter.name != "name"],
         layers=next((need.value for need in Need if need in member.needs & LAYERS), None),
-        backward=isinstance(member, UpdateMember),
+        backward=isinstance(member, UpdateMember | TaughtMember),
         classifier=Need.CLASSIFIER in member.needs,
         calibration=bool(member.needs & CALIBRATED),
         extra_forwards=member.extra_forwards,
@@ -92,7 +93,7 @@ def _method(slot: str, name: str, kind: type[Member]) -> Method:
 def _cost(member: Member) -> Cost:
     if member.extra_forwards != "none":
         return Cost.SEVERAL_FORWARDS
-    if isinstance(member, UpdateMember):
+    if isinstance(member, UpdateMember | TaughtMember):
         return Cost.BACKWARD
     if isinstance(member, NormMember):
         return Cost.MOMENTS if member.adapts else Cost.NOTHING
@@ -118,6 +119,8 @@ def _parameters(
 
 
 def _parameter(name: str, field: dict[str, Any], default: Any) -> Parameter:
+    if "discriminator" in field:  # a member, which its name stands for
+        field, default = field | {"type": "string", "enum": list(field["discriminator"]["mapping"])}, default["name"]
     # A field that may be left empty is "this or null" to JSON schema.
     field = field | next((each for each in field.get("anyOf", []) if each["type"] != "null"), {})
     least, most = (field.get(f"exclusive{side}", field.get(side.lower())) for side in ("Minimum", "Maximum"))

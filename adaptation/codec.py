@@ -12,10 +12,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from . import replay
 from .hosting import HostedModel
 from .member import Tensors
 from .recipe import Recipe
-from .state import StreamState, initial_state
+from .state import StreamState, initial_state, slot
 
 FORMAT = "normstream.state/1"
 MAX_STEP = 2**52  # What comes after it still fits JSON's and Lua's numbers.
@@ -62,12 +63,17 @@ def decode(data: bytes) -> StreamState:
     return _state(header, tensors)
 
 
-def admit(state: StreamState, hosted: HostedModel, recipe: Recipe | None = None) -> StreamState:
+def admit(
+    state: StreamState, hosted: HostedModel, recipe: Recipe | None = None, teacher: HostedModel | None = None
+) -> StreamState:
     """Let a decoded state in, on the model's device, when it fits the model, and the stream's recipe if given.
 
+    A state whose recipe has a teacher must fit `teacher` too.
+
     Raises:
-        ForeignStateError: when it belongs to another model or recipe; both are named.
+        ForeignStateError: when it belongs to another model, recipe or teacher; both are named.
         StateError: when its tensors are not those that its recipe makes, or hold impossible values.
+        HostingError: when its recipe needs a teacher, and the one given cannot be it.
     """
     if state.fingerprint != hosted.fingerprint:
         raise ForeignStateError(
@@ -76,7 +82,12 @@ def admit(state: StreamState, hosted: HostedModel, recipe: Recipe | None = None)
         )
     if recipe is not None and state.recipe != recipe:
         raise ForeignStateError(f"the state is of recipe {state.recipe.canonical()}, and this is {recipe.canonical()}")
-    _check_tensors(state.tensors, initial_state(hosted, state.recipe).tensors)
+    expected = initial_state(hosted, state.recipe, teacher).tensors
+    if teacher is not None:
+        _check_teacher(state.tensors, expected, teacher)
+    _check_tensors(state.tensors, expected)
+    if state.recipe.teacher and (wrong := replay.damage(slot(state.tensors, "update.replay"))):
+        raise StateError(f"the replay buffer is damaged: {wrong}")
     tensors = {name: value.to(hosted.device) for name, value in state.tensors.items()}
     return StreamState(hosted.name, state.fingerprint, state.recipe, state.step, tensors)
 
@@ -110,6 +121,16 @@ def _digest(header: dict[str, Any], tensors: Tensors) -> str:
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
         digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _check_teacher(tensors: Tensors, expected: Tensors, teacher: HostedModel) -> None:
+    name = "update.teacher.fingerprint"
+    if name in tensors and name in expected and not torch.equal(tensors[name].cpu(), expected[name]):
+        seen = f"sha256:{tensors[name].flatten().to(torch.uint8).numpy().tobytes().hex():.80}"
+        raise ForeignStateError(
+            f"the state was taught by a model of fingerprint {seen},"
+            f" and this is {teacher.name!r} ({teacher.fingerprint})"
+        )
 
 
 def _check_tensors(tensors: Tensors, expected: Tensors) -> None:

@@ -59,7 +59,7 @@ class HostedModel:
         self.architecture = getattr(network, "default_cfg", {}).get("architecture", type(network).__name__)
         self.preprocessing = preprocessing
         self.memory_format = memory_format
-        self.network = network.eval().requires_grad_(False).to(memory_format=memory_format)  # type: ignore[call-overload]
+        self.network = network.eval().requires_grad_(False).to(memory_format=memory_format)  # type: ignore[call-overload] # no overload takes the format alone
         self.fingerprint = fingerprint(network, preprocessing)
         example = _example(preprocessing.input_size, next(network.parameters()))
         usage = probe(network, example.contiguous(memory_format=memory_format))
@@ -155,9 +155,8 @@ class HostedModel:
         _demand_equal(together, apart, f"images of one batch meet in the network {self.refused or ''}".rstrip())
 
     def _try(self, images: Tensor, member: NormMember, sizes: tuple[int, ...]) -> Tensor:
-        affine = self.layers.affine.expand(len(sizes), 2, -1).split(self.layers.channels, dim=-1)
-        rows = dict(zip(self.layers.paths, affine, strict=True))
-        part = Part(member, sizes, self.batch_norms.apart({}), affine=rows)
+        rows = self.layers.rows(self.layers.affine.expand(len(sizes), 2, -1))
+        part = Part(member, sizes, self.batch_norms.apart({}), rows)
         with torch.inference_mode():
             return self.forward(images, [part]).logits
 

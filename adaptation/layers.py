@@ -135,6 +135,10 @@ class Layers(tuple[NormLayer, ...]):
         counts = torch.tensor(self.channels, dtype=torch.long)
         return torch.arange(len(self)).repeat_interleave(counts).to(self.eps.device)
 
+    def rows(self, affine: Tensor) -> dict[str, Tensor]:
+        """Weights and biases of all layers side by side, [S, 2, C_total], as each layer's, [S, 2, C], by its path."""
+        return dict(zip(self.paths, affine.split(self.channels, dim=-1), strict=True))
+
     def apart(self, state: Tensors) -> dict[str, Tensors]:
         """A state with all layers side by side, [..., C_total], as one for each layer, [..., C], by its path."""
         pieces = {name: value.split(self.channels, dim=-1) for name, value in state.items()}

@@ -79,6 +79,21 @@ class NormMember(Member):
         """
         raise NotImplementedError
 
+    def standing(self, source: Moments, state: Tensors) -> Moments:
+        """The statistics where nothing of a batch may be used: an edge's network has no others.
+
+        A member that remembers nothing has only the source's.
+
+        Args:
+            source: statistics of the trained model, [C].
+            state: as `initial` makes it, or of several streams, each [..., C].
+
+        Returns:
+            Moments [C], or of several streams, [S, C].
+        """
+        del state
+        return source
+
 
 class OutputMember(Member):
     """How predictions are adjusted after the network; its parameters and statistics stay as they are."""

@@ -66,7 +66,7 @@ def pack(network: nn.Module, image: Tensor) -> None:
         for handle in handles:
             handle.remove()
     for module, packed in found.items():
-        module.forward = packed  # type: ignore[method-assign]  # as layers are served
+        module.forward = packed  # type: ignore[assignment, method-assign] # as layers are served
 
 
 def _is_plain(module: nn.Conv2d) -> bool:

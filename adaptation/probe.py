@@ -48,7 +48,7 @@ class _Watch(TorchDispatchMode):
     inside: bool = False
 
     def __post_init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call] # torch's
         self.forbidden = {_memory(tensor) for tensor in self.kept}
 
     def __torch_dispatch__(

@@ -1,44 +1,30 @@
 """A stream's recipe: a typed, validated value that says how the stream adapts."""
 
-import importlib
-import pkgutil
-from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
-from . import norm, output, update
+from . import output, update
 from .member import Frozen, Member, NormMember, OutputMember
+from .slots import NORM_MEMBERS, members_of, one_of
+from .taught_member import TaughtMember
 from .update_member import UpdateMember
 
-M = TypeVar("M", bound=Member)
-
-
-def _members(package: ModuleType, base: type[M]) -> dict[str, type[M]]:
-    """The members of a slot by name: the one subclass of `base` in each file of its package."""
-    found: dict[str, type[M]] = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__:
-                found[info.name] = value
-    return found
-
-
-NORM_MEMBERS = _members(norm, NormMember)
-UPDATE_MEMBERS = _members(update, UpdateMember)
-OUTPUT_MEMBERS = _members(output, OutputMember)
-SLOTS: dict[str, dict[str, type[Any]]] = {"norm": NORM_MEMBERS, "update": UPDATE_MEMBERS, "output": OUTPUT_MEMBERS}
+UPDATE_MEMBERS = members_of(update, UpdateMember)
+TAUGHT_MEMBERS = members_of(update, TaughtMember)
+OUTPUT_MEMBERS = members_of(output, OutputMember)
+SLOTS: dict[str, dict[str, type[Any]]] = {
+    "norm": NORM_MEMBERS,
+    "update": dict(sorted((UPDATE_MEMBERS | TAUGHT_MEMBERS).items())),
+    "output": OUTPUT_MEMBERS,
+}
 
 if TYPE_CHECKING:
     AnyNorm = NormMember
-    AnyUpdate = UpdateMember
+    AnyUpdate = UpdateMember | TaughtMember
     AnyOutput = OutputMember
 else:
-    AnyNorm, AnyUpdate, AnyOutput = (
-        Annotated[Union[tuple(members.values())], Field(discriminator="name")]  # noqa: UP007
-        for members in SLOTS.values()
-    )
+    AnyNorm, AnyUpdate, AnyOutput = (one_of(*members.values()) for members in SLOTS.values())
 
 
 class Recipe(Frozen):
@@ -57,6 +43,11 @@ class Recipe(Frozen):
         """Those of the slots that are on."""
         slots: tuple[Member | None, ...] = (self.norm, self.update, self.output)
         return [member for member in slots if member is not None]
+
+    @property
+    def teacher(self) -> str | None:
+        """The model that teaches a stream of this recipe; None where it learns by itself, or not at all."""
+        return self.update.teacher if isinstance(self.update, TaughtMember) else None
 
     @classmethod
     def parse(cls, value: object) -> "Recipe":
@@ -95,7 +86,7 @@ PRESETS: dict[str, Recipe] = {
     **{name: Recipe(norm=member(name=name)) for name, member in NORM_MEMBERS.items()},
     **{
         name: Recipe(norm=NORM_MEMBERS[member.usual_norm](name=member.usual_norm), update=member(name=name))
-        for name, member in UPDATE_MEMBERS.items()
+        for name, member in SLOTS["update"].items()
     },
     **{name: Recipe(output=member(name=name)) for name, member in OUTPUT_MEMBERS.items()},
 }

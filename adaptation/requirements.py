@@ -5,6 +5,7 @@ from collections.abc import Callable
 from .hosting import HostedModel, HostingError
 from .member import Member, Need
 from .recipe import Recipe
+from .taught_member import TaughtMember
 
 
 def require(hosted: HostedModel, recipe: Recipe) -> None:
@@ -17,6 +18,31 @@ def require(hosted: HostedModel, recipe: Recipe) -> None:
         for need in Need:
             if need in member.needs and not _HAS[need](hosted):
                 raise HostingError(_complaint(hosted, member, need))
+
+
+def require_teacher(hosted: HostedModel, member: TaughtMember, teacher: HostedModel | None) -> HostedModel:
+    """Refuse a recipe whose teacher is not there, or cannot teach this model.
+
+    Raises:
+        HostingError: with the reason and the remedy.
+    """
+    if teacher is None or teacher.name != member.teacher:
+        given = f", and the model given is {teacher.name!r}" if teacher else " and must be hosted beside its student"
+        raise HostingError(
+            f"{member.name!r} learns from the teacher {member.teacher!r}{given}; host {member.teacher!r} too, or name"
+            " a hosted model in the recipe's `update.teacher`"
+        )
+    if teacher.classes != hosted.classes:
+        raise HostingError(
+            f"the teacher {teacher.name!r} has {teacher.classes} classes and {hosted.name!r} has {hosted.classes}; name"
+            " a teacher of the same classes in the recipe's `update.teacher`"
+        )
+    for needing in (member, member.teacher_norm):
+        for need in Need:
+            if need in needing.needs and not _HAS[need](teacher):
+                complaint = _complaint(teacher, needing, need)
+                raise HostingError(f"{teacher.name!r} cannot be the teacher of {member.name!r}: {complaint}")
+    return teacher
 
 
 _HAS: dict[Need, Callable[[HostedModel], bool]] = {

@@ -50,7 +50,8 @@ def _after(module: nn.Module, y: Tensor) -> Tensor:
 def _normalised(layer: NormLayer, x: Tensor, parts: Sequence[Part], *, overwrite: bool) -> Tensor:
     if torch.is_grad_enabled():
         (part,) = parts  # Only streams of one recipe take gradients together.
-        return Normalised.apply(x, part.rows(layer), layer, part)  # type: ignore[no-any-return, no-untyped-call]
+        y: Tensor = Normalised.apply(x, part.rows(layer), layer, part)  # type: ignore[no-untyped-call] # torch's
+        return y
     if len(parts) == 1:
         line = parts[0].spread(parts[0].line(layer, x), x.shape[0])
     else:

@@ -3,11 +3,15 @@
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
+from . import replay
 from .hosting import HostedModel
 from .member import Tensors
+from .optimizers import initial_memory
 from .recipe import Recipe
-from .requirements import require
+from .requirements import require, require_teacher
+from .taught_member import TaughtMember
 from .update_member import UpdateMember
 
 
@@ -31,18 +35,27 @@ class StreamState:
         return sum(value.nbytes for value in self.tensors.values())
 
 
-def initial_state(hosted: HostedModel, recipe: Recipe) -> StreamState:
+def initial_state(hosted: HostedModel, recipe: Recipe, teacher: HostedModel | None = None) -> StreamState:
     """The state of a stream that has seen nothing.
 
+    Args:
+        hosted: the model.
+        recipe: of the stream.
+        teacher: the model that `recipe.teacher` names; None where it names none.
+
     Raises:
-        HostingError: when the model cannot follow the recipe, with the reason and the remedy.
+        HostingError: when the model cannot follow the recipe or the teacher cannot teach it, with the reason and the
+            remedy.
     """
     require(hosted, recipe)
     with torch.no_grad():
         tensors: Tensors = {}
         if recipe.norm.adapts:
             tensors |= in_slot(recipe.norm.initial(hosted.planned(recipe.norm).source), "norm")
-        if recipe.update is not None:
+        if isinstance(recipe.update, TaughtMember):
+            teacher = require_teacher(hosted, recipe.update, teacher)
+            tensors |= in_slot(_initial_lessons(hosted, teacher, recipe.update), "update")
+        elif recipe.update is not None:
             tensors |= in_slot(initial_update(hosted, recipe.update), "update")
         if recipe.output is not None:
             tensors |= in_slot(recipe.output.initial(hosted), "output")
@@ -59,6 +72,27 @@ def initial_update(hosted: HostedModel, member: UpdateMember) -> Tensors:
         **in_slot(member.guard.initial(affine, hosted.classes), "guard"),
         **in_slot(member.initial(hosted), "memory"),
     }
+
+
+def _initial_lessons(hosted: HostedModel, teacher: HostedModel, member: TaughtMember) -> Tensors:
+    """The update slot's tensors of a new taught stream: both models' parameters and optimisers, and what is kept."""
+    mine, its = hosted.layers.affine, teacher.layers.affine
+    norm = member.teacher_norm
+    statistics = norm.initial(teacher.planned(norm).source) if norm.adapts else {}
+    return {
+        "affine": mine.clone(),
+        **in_slot(initial_memory("sgd", mine), "optimizer"),
+        "teacher.affine": its.clone(),
+        **in_slot(initial_memory("sgd", its), "teacher.optimizer"),
+        **in_slot(statistics, "teacher.norm"),
+        "teacher.fingerprint": teacher_digest(teacher),
+        **in_slot(replay.initial(member.replay_bytes, mine.device), "replay"),
+    }
+
+
+def teacher_digest(teacher: HostedModel) -> Tensor:
+    """The teacher's fingerprint as a tensor, uint8 [32]: so a state knows whose pupil it is."""
+    return torch.tensor(list(bytes.fromhex(teacher.fingerprint.removeprefix("sha256:"))), dtype=torch.uint8)
 
 
 def slot(tensors: Tensors, name: str) -> Tensors:

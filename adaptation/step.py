@@ -8,10 +8,14 @@ from torch import Tensor
 
 from .hosting import HostedModel
 from .member import Tensors
+from .norm.source import Source
 from .part import Part, Seen
 from .recipe import Recipe
+from .standing import folded
 from .state import StreamState, in_slot, slot
+from .taught_member import TaughtMember
 from .turn import Turn
+from .update_member import UpdateMember
 from .updating import Report, update
 
 
@@ -43,7 +47,8 @@ def step(hosted: HostedModel, requests: Sequence[Request]) -> list[Result]:
     recipes; streams that do share forward and backward passes with those of the same recipe.
 
     Raises:
-        ValueError: when a state belongs to another model, or images have another shape than the model's input.
+        ValueError: when a state belongs to another model, images have another shape than the model's input, or a
+            stream that has a teacher is to adapt: it predicts only, by its standing statistics.
     """
     for request in requests:
         _check(hosted, request)
@@ -65,6 +70,9 @@ def _check(hosted: HostedModel, request: Request) -> None:
             f"the state belongs to model {request.state.model!r} ({request.state.fingerprint}),"
             f" not to {hosted.name!r} ({hosted.fingerprint})"
         )
+    member = request.state.recipe.update
+    if request.adapt and isinstance(member, TaughtMember):
+        raise ValueError(f"{member.name!r} learns from uploaded samples, not from predictions; adapt=False predicts")
     shape, expected = tuple(request.images.shape), hosted.preprocessing.input_size
     if len(shape) != 4 or shape[0] < 1 or shape[1:] != expected:
         raise ValueError(
@@ -97,7 +105,7 @@ def _update(hosted: HostedModel, requests: Sequence[Request], group: list[int]) 
     """Answers of streams of one recipe whose parameters move."""
     chosen = [requests[index] for index in group]
     recipe = chosen[0].state.recipe
-    assert recipe.update is not None
+    assert isinstance(recipe.update, UpdateMember)
     sizes = tuple(len(request.images) for request in chosen)
     turn = Turn(hosted, recipe.norm, _stacked(chosen, "norm"), sizes, torch.cat([each.images for each in chosen]))
     answer, norm, tensors, reports = update(recipe.update, turn, _stacked(chosen, "update"))
@@ -137,14 +145,18 @@ def _stacked(group: Sequence[Request], name: str) -> Tensors:
 
 
 def _part(hosted: HostedModel, group: Sequence[Request]) -> Part:
-    recipe = group[0].state.recipe
+    recipe, sizes = group[0].state.recipe, tuple(len(request.images) for request in group)
+    if isinstance(recipe.update, TaughtMember):
+        own = torch.stack([request.state.tensors["update.affine"] for request in group])
+        return Part(
+            Source(), sizes, affine=hosted.layers.rows(folded(hosted, recipe.norm, own, _stacked(group, "norm")))
+        )
     affine = None
     if recipe.update is not None:
         tensors = _stacked(group, "update")
-        rows = recipe.update.serving(tensors["affine"], slot(tensors, "memory"))
-        affine = dict(zip(hosted.layers.paths, rows.split(hosted.layers.channels, dim=-1), strict=True))
+        affine = hosted.layers.rows(recipe.update.serving(tensors["affine"], slot(tensors, "memory")))
     states = hosted.planned(recipe.norm).apart(_stacked(group, "norm"))
-    return Part(recipe.norm, tuple(len(request.images) for request in group), states, affine)
+    return Part(recipe.norm, sizes, states, affine)
 
 
 def _outcomes(hosted: HostedModel, part: Part) -> Iterator[tuple[Tensors, Seen | None, int]]:

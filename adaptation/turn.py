@@ -40,8 +40,7 @@ class Turn:
         """
         hosted = self.hosted
         planned = hosted.planned(self.norm_member)
-        rows = dict(zip(hosted.layers.paths, affine.split(hosted.layers.channels, dim=-1), strict=True))
-        part = Part(self.norm_member, self.sizes, planned.apart(self.norm), affine=rows)
+        part = Part(self.norm_member, self.sizes, planned.apart(self.norm), hosted.layers.rows(affine))
         logits, features = hosted.forward(self.images if images is None else images, [part])
         return Pass(logits, features, planned.together(part.layer_states), Seen(planned, part))
 

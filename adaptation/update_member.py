@@ -4,6 +4,7 @@ The parameters are rows, one for each stream: one backward pass over a batch of 
 gradient, as if it ran alone.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
@@ -13,12 +14,11 @@ from torch import Tensor
 from .guard import Guard
 from .member import Member, Need, Tensors
 from .optimizers import Optimizer, adam, initial_memory, sgd
+from .rates import PUBLISHED_BATCH, weight_of
 from .turn import Pass, Turn
 
 if TYPE_CHECKING:
     from .hosting import HostedModel
-
-PUBLISHED_BATCH = 64  # images in the batches that published rates are for
 
 
 class Objective(NamedTuple):
@@ -104,8 +104,7 @@ class UpdateMember(Member):
 
     def for_images(self, turn: Turn, weight: float) -> Tensor:
         """A weight of what is new in 64 images, for each stream's number of them: 1 - (1 - weight)^(n / 64), [S]."""
-        images = [PUBLISHED_BATCH] * len(turn.sizes) if self.rate == "published" else turn.sizes
-        return turn.hosted.layers.affine.new_tensor([1 - (1 - weight) ** (n / PUBLISHED_BATCH) for n in images])
+        return turn.hosted.layers.affine.new_tensor([weight_of(n, weight) for n in self._rated(turn)])
 
     def optimizer_memory(self, affine: Tensor) -> Tensors:
         """Of one new stream."""
@@ -113,8 +112,7 @@ class UpdateMember(Member):
 
     def descend(self, turn: Turn, affine: Tensor, gradient: Tensor, memory: Tensors) -> tuple[Tensor, Tensors]:
         """The optimiser's step, and the pull towards the source."""
-        images = [PUBLISHED_BATCH] * len(turn.sizes) if self.rate == "published" else turn.sizes
-        lr = affine.new_tensor([self.lr * n / PUBLISHED_BATCH for n in images])
+        lr = affine.new_tensor([self.lr * n / PUBLISHED_BATCH for n in self._rated(turn)])
         if self.optimizer == "sgd":
             affine, memory = sgd(affine, gradient, memory, lr, self.momentum)
         else:
@@ -123,3 +121,7 @@ class UpdateMember(Member):
             pull = self.for_images(turn, self.source_pull).view(-1, 1, 1)
             affine = torch.lerp(affine, turn.hosted.layers.affine, pull)
         return affine, memory
+
+    def _rated(self, turn: Turn) -> Sequence[int]:
+        """The images of each stream that rates are taken for."""
+        return [PUBLISHED_BATCH] * len(turn.sizes) if self.rate == "published" else turn.sizes

@@ -58,7 +58,7 @@ class Retry:
         if attempt >= self.retries or not _repeatable(call.repeat, outcome):
             return None
         backoff_s = self.uniform(0.0, min(self.cap_s, self.base_s * 2**attempt))
-        return backoff_s + min(_retry_after_s(outcome), self.retry_after_cap_s)
+        return backoff_s + min(retry_after_s(outcome), self.retry_after_cap_s)
 
 
 def _repeatable(repeat: Repeat, outcome: Outcome) -> bool:
@@ -69,7 +69,7 @@ def _repeatable(repeat: Repeat, outcome: Outcome) -> bool:
     return repeat is Repeat.ALWAYS and outcome.status_code in RETRIED_STATUSES
 
 
-def _retry_after_s(outcome: Outcome) -> float:
+def retry_after_s(outcome: Outcome) -> float:
     """Return the seconds that `Retry-After` asks for, given as such or as a date; 0 when it says nothing."""
     value = outcome.headers.get("Retry-After", "0") if isinstance(outcome, httpx.Response) else "0"
     try:

@@ -1,8 +1,9 @@
 """The application: models, store and routes put together."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -12,15 +13,18 @@ from PIL import Image
 
 from normstream.service.admission import Admission
 from normstream.service.body_limit import BodyLimit
+from normstream.service.edges import Edges
 from normstream.service.errors import MEDIA_TYPE, ProblemDetails, answer_with_problems
 from normstream.service.models import hosting
-from normstream.service.routes import events, health, models, predict, snapshots, streams
+from normstream.service.packages import Packages
+from normstream.service.routes import edges, events, health, models, packages, predict, snapshots, streams
 from normstream.service.settings import Settings
 from normstream.service.storage.embedded_redis import EmbeddedRedis
 from normstream.service.storage.records import StoreUnavailable
 from normstream.service.storage.redis_link import connect
 from normstream.service.storage.store import Store
 from normstream.service.streams import Streams
+from normstream.service.teaching import Classroom
 
 _log = logging.getLogger("normstream")
 
@@ -50,7 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.admission = Admission(settings.max_queue)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     answer_with_problems(app)
-    for module in (models, streams, predict, snapshots, events, health):
+    for module in (models, packages, streams, predict, snapshots, events, edges, health):
         app.include_router(module.router)
     return app
 
@@ -63,12 +67,41 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         hosted = await stack.enter_async_context(hosting(settings))
         url = settings.redis_url or (await stack.enter_async_context(EmbeddedRedis(settings.data))).url
-        store = Store(connect(url), idempotency_ttl_s=settings.idempotency_ttl_s, cache_bytes=settings.cache_bytes)
+        store = Store(
+            connect(url),
+            idempotency_ttl_s=settings.idempotency_ttl_s,
+            cache_bytes=settings.cache_bytes,
+            max_samples=settings.max_samples,
+            max_sample_bytes=settings.max_sample_bytes,
+        )
         stack.push_async_callback(store.aclose)
         await _warn(store.check)
         app.state.streams = Streams(hosted, store, settings)
+        app.state.packages = Packages(settings.data / "packages")
+        app.state.edges = Edges(app.state.streams, app.state.packages)
+        await stack.enter_async_context(_teaching(app))
         yield
         app.state.admission.draining.set()
+
+
+@asynccontextmanager
+async def _teaching(app: FastAPI) -> AsyncIterator[None]:
+    """Learn from samples in the background, until the server drains or the block ends."""
+    streams: Streams = app.state.streams
+    classroom = Classroom(
+        streams.models,
+        streams.store,
+        arrival=app.state.edges.arrival,
+        closing=app.state.admission.draining,
+        sample_ttl_s=app.state.settings.sample_ttl_s,
+    )
+    task = asyncio.create_task(classroom.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 async def _warn(check: Callable[[], Awaitable[list[str]]]) -> None:

@@ -104,12 +104,10 @@ def _measure(spec: "ModelSpec", files: Sequence[Path], settings: "Settings") -> 
     from rich.progress import track  # noqa: PLC0415
 
     from normstream.adaptation import load_model  # noqa: PLC0415
-    from normstream.adaptation.calibration import PUBLISHED_BATCH, calibrate, save  # noqa: PLC0415
+    from normstream.adaptation.calibration import calibrate, save, spread  # noqa: PLC0415
 
     hosted = load_model(spec, settings.device)
-    count = -(-len(files) // PUBLISHED_BATCH)
-    # Each batch from all over the folder: one of a single class would have a gradient of its own.
-    batches = [files[start::count] for start in range(count)]
+    batches = [files[each] for each in spread(len(files))]
     shown = track(batches, f"calibrating {hosted.name}", console=Console(stderr=True))
     return save(calibrate(hosted, (_batch(batch, hosted, settings) for batch in shown)), settings.data)
 

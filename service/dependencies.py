@@ -8,6 +8,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from normstream.service.admission import Admission
+from normstream.service.edges import Edges
+from normstream.service.packages import Packages
 from normstream.service.settings import Settings
 from normstream.service.streams import Streams
 
@@ -15,6 +17,16 @@ from normstream.service.streams import Streams
 async def _streams(request: Request) -> Streams:
     streams: Streams = request.app.state.streams
     return streams
+
+
+async def _edges(request: Request) -> Edges:
+    edges: Edges = request.app.state.edges
+    return edges
+
+
+async def _packages(request: Request) -> Packages:
+    packages: Packages = request.app.state.packages
+    return packages
 
 
 async def _settings(request: Request) -> Settings:
@@ -28,5 +40,7 @@ async def _admission(request: Request) -> Admission:
 
 
 TheStreams = Annotated[Streams, Depends(_streams)]
+TheEdges = Annotated[Edges, Depends(_edges)]
+ThePackages = Annotated[Packages, Depends(_packages)]
 TheSettings = Annotated[Settings, Depends(_settings)]
 TheAdmission = Annotated[Admission, Depends(_admission)]

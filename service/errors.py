@@ -2,9 +2,12 @@
 
 Problem
 ├── BadRequest          400  the body is not what its Content-Type says
-├── NotFound            404  unknown stream, model, snapshot
-├── Conflict            409  the stream, model or snapshot does not fit what was asked
+├── Unauthorised        401  an edge's call without its key
+├── Forbidden           403  an edge's call with another key
+├── NotFound            404  unknown stream, model, snapshot, edge
+├── Conflict            409  the stream, model, snapshot or edge does not fit what was asked
 ├── TooLarge            413  body, images or pixels over the limit
+├── RangeUnsatisfiable  416  a part of a file that begins after its end
 ├── Unsupported         415  a Content-Type that is not served
 ├── Invalid             422  a field, image, array or recipe is wrong
 ├── Overloaded          429  the queue is full; comes with Retry-After
@@ -12,7 +15,7 @@ Problem
 └── TimedOut            504  the request waited too long
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -23,7 +26,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from normstream.service.storage.records import Conflict as StoreConflict
-from normstream.service.storage.records import StoreUnavailable, StreamExists, UnknownSnapshot, UnknownStream
+from normstream.service.storage.records import (
+    QueueFull,
+    StoreUnavailable,
+    StreamExists,
+    UnknownEdge,
+    UnknownSnapshot,
+    UnknownStream,
+)
 
 MEDIA_TYPE = "application/problem+json"
 CLIENT_CLOSED_REQUEST = 499
@@ -52,9 +62,15 @@ class Problem(HTTPException):
     status: ClassVar[HTTPStatus]
     title: ClassVar[str]
 
-    def __init__(self, detail: str, errors: Sequence[Fault] = (), retry_after_s: int | None = None) -> None:
-        headers = None if retry_after_s is None else {"Retry-After": str(retry_after_s)}
-        super().__init__(self.status, detail, headers)
+    def __init__(
+        self,
+        detail: str,
+        errors: Sequence[Fault] = (),
+        retry_after_s: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        retry = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+        super().__init__(self.status, detail, {**(headers or {}), **retry})
         self.errors = list(errors)
 
 
@@ -62,6 +78,18 @@ class BadRequest(Problem):
     """The body is not what its Content-Type says."""
 
     status, title = HTTPStatus.BAD_REQUEST, "Malformed request"
+
+
+class Unauthorised(Problem):
+    """Whoever calls has not said who it is."""
+
+    status, title = HTTPStatus.UNAUTHORIZED, "Unauthorised"
+
+
+class Forbidden(Problem):
+    """Whoever calls is not who it says."""
+
+    status, title = HTTPStatus.FORBIDDEN, "Forbidden"
 
 
 class NotFound(Problem):
@@ -80,6 +108,12 @@ class TooLarge(Problem):
     """Over a limit."""
 
     status, title = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Too large"
+
+
+class RangeUnsatisfiable(Problem):
+    """A part of a file that it does not have."""
+
+    status, title = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "Range not satisfiable"
 
 
 class Unsupported(Problem):
@@ -121,7 +155,8 @@ def answer_with_problems(app: FastAPI) -> None:
     """Make every error of `app` a problem document, those of the framework and of the store included."""
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
-    for kind in (UnknownStream, UnknownSnapshot, StreamExists, StoreConflict, StoreUnavailable):
+    kinds = (UnknownStream, UnknownSnapshot, UnknownEdge, StreamExists, StoreConflict, QueueFull, StoreUnavailable)
+    for kind in kinds:
         app.add_exception_handler(kind, _store)
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)
@@ -162,22 +197,30 @@ async def _validation(request: Request, error: Exception) -> Response:
 def _fault(item: dict[str, Any]) -> Fault:
     # The input is named but not echoed whole: it may be an image.
     where = ".".join(str(part) for part in item["loc"])
-    seen = "" if item["type"] == "missing" else f" (got {item['input']!r:.100})"
+    # A key is a secret, which goes into no log.
+    silent = item["type"] == "missing" or "key" in item["loc"]
+    seen = "" if silent else f" (got {item['input']!r:.100})"
     return Fault(where=where, problem=f"{item['msg']}{seen}")
 
 
 async def _store(_: Request, error: Exception) -> Response:
+    problem: Problem
     match error:
         case UnknownStream():
-            return respond(NotFound(f"{error} Create it with POST /v1/streams."))
+            problem = NotFound(f"{error} Create it with POST /v1/streams.")
         case UnknownSnapshot():
-            return respond(NotFound(f"{error} GET /v1/streams/ID/snapshots lists those of a stream."))
+            problem = NotFound(f"{error} GET /v1/streams/ID/snapshots lists those of a stream.")
+        case UnknownEdge():
+            problem = NotFound(f"{error} Register it with POST /v1/edges.")
         case StreamExists():
-            return respond(Conflict(f"{error} Choose another id, or delete it first."))
+            problem = Conflict(f"{error} Choose another id, or delete it first.")
         case StoreConflict():
-            return respond(Conflict(f"{error} Send the request again."))
+            problem = Conflict(f"{error} Send the request again.")
+        case QueueFull():
+            problem = Overloaded(f"{error} None was taken in. Send them again later.", retry_after_s=10)
         case _:
-            return respond(Unavailable(f"The store of the streams is away: {error}", retry_after_s=1))
+            problem = Unavailable(f"The store of the streams is away: {error}", retry_after_s=1)
+    return respond(problem)
 
 
 async def _gone(_: Request, error: Exception) -> Response:

@@ -9,7 +9,7 @@ import binascii
 import hashlib
 import io
 import struct
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from torch import Tensor
 
 from normstream.adaptation import Preprocessing
 from normstream.service.errors import BadRequest, Invalid, TooLarge, Unsupported, invalid
+from normstream.service.forms import read_form
 from normstream.service.settings import Settings
 
 NPY = "application/x-npy"
@@ -90,39 +90,8 @@ async def read_images(request: Request, settings: Settings) -> Images:
     return images
 
 
-class _FormParser(MultiPartParser):
-    """Refuses a form that breaks off, whose last file would be lost without a word."""
-
-    _ended = False
-
-    def on_end(self) -> None:
-        """Called at the last boundary."""
-        self._ended = True
-
-    async def parse(self) -> FormData:
-        """The parts of the form."""
-        self.stream = self._whole(self.stream)
-        return await super().parse()
-
-    async def _whole(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-        async for chunk in stream:
-            yield chunk
-        if not self._ended:
-            raise MultiPartException("It breaks off before its last boundary.")
-
-
 async def _from_form(request: Request, max_images: int) -> tuple[bytes, ...]:
-    parser = _FormParser(request.headers, request.stream(), max_files=max_images + 1, max_fields=0)
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        if "Too many files" in error.message:
-            raise TooLarge(f"The request has more than {max_images} images.") from None
-        if "Too many fields" in error.message:
-            raise invalid("body", "a form field is no file; send files in the field 'images'") from None
-        raise BadRequest(f"The body is not valid multipart/form-data: {error.message}") from None
-    except (KeyError, ValueError) as error:
-        raise BadRequest(f"The body is not valid multipart/form-data: {error!r:.100}") from None
+    form = await read_form(request, max_files=max_images)
     try:
         files = [(name, part) for name, part in form.multi_items() if isinstance(part, UploadFile)]
         if unknown := sorted({name for name, _ in files} - {"images"}):
@@ -200,15 +169,19 @@ def _checked_floats(array: NDArray[np.generic], input_size: Sequence[int]) -> Te
 def _decoded(files: Sequence[bytes], max_pixels: int) -> list[Image.Image]:
     left, images = max_pixels, []
     for index, data in enumerate(files):
-        image = _opened(data, index)
+        image = opened(data, index)
         _check_size(index, *image.size, left, max_pixels)
         left -= image.width * image.height
         images.append(image)
-    return [_rgb(image, index) for index, image in enumerate(images)]
+    return [upright(image, index) for index, image in enumerate(images)]
 
 
-def _opened(data: bytes, index: int) -> Image.Image:
-    """The image with only its header read."""
+def opened(data: bytes, index: int) -> Image.Image:
+    """The image with only its header read.
+
+    Raises:
+        Problem: naming the index.
+    """
     if not data:
         raise invalid(f"images.{index}", "the file is empty")
     try:
@@ -230,8 +203,12 @@ def _check_size(index: int, width: int, height: int, left: int, max_pixels: int)
         raise invalid(f"images.{index}", f"it is {width}x{height}; one side may be {MAX_SIDE_RATIO} times the other")
 
 
-def _rgb(image: Image.Image, index: int) -> Image.Image:
-    """The pixels, upright by their EXIF orientation, in RGB."""
+def upright(image: Image.Image, index: int) -> Image.Image:
+    """The pixels, upright by their EXIF orientation, in RGB.
+
+    Raises:
+        Problem: naming the index.
+    """
     try:
         image.load()
         upright = ImageOps.exif_transpose(image)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from normstream.adaptation import HostedModel, ModelSpec, calibration, load_model
+from normstream.adaptation import HostedModel, ModelSpec, Recipe, calibration, load_model
 from normstream.service.engine import Engine
 from normstream.service.errors import Conflict, NotFound
 from normstream.service.settings import Settings
@@ -27,6 +27,9 @@ class Models(Mapping[str, Engine]):
         except KeyError:
             hosted = ", ".join(self._engines)
             raise NotFound(f"There is no model {name[:100]!r} here; hosted are {hosted}.") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._engines
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._engines)
@@ -58,6 +61,11 @@ class Models(Mapping[str, Engine]):
                 " the stream and make it anew."
             )
         return engine
+
+    def teacher(self, recipe: Recipe) -> HostedModel | None:
+        """The model that teaches streams of the recipe; None when they have no teacher, or it is not hosted."""
+        engine = self._engines.get(recipe.teacher or "")
+        return None if engine is None else engine.hosted
 
 
 @asynccontextmanager

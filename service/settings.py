@@ -41,7 +41,9 @@ class Settings(BaseSettings):
         pattern=r"^(rediss?|unix)://",
         description="redis://, rediss:// or unix://; a real Redis is started when unset",
     )
-    data: Path = Field(Path("normstream-data"), description="folder of the Redis that the server starts")
+    data: Path = Field(
+        Path("normstream-data"), description="folder of the Redis that the server starts, and of packages"
+    )
     device: str = Field("cpu", description="torch device of the models, such as cpu or cuda:0")
     threads: int | None = Field(None, ge=1, description="cores that a forward pass may use; all if unset")
 
@@ -56,6 +58,10 @@ class Settings(BaseSettings):
     max_queue: int = Field(256, ge=1, description="predict requests waiting or running; more are answered 429")
     request_timeout_s: float = Field(30.0, gt=0, description="how long a predict request may take before a 504")
     drain_timeout_s: float = Field(30.0, ge=0, description="how long running requests may take to end on shutdown")
+
+    max_samples: int = Field(512, ge=1, description="samples of one stream that wait to be learnt from")
+    max_sample_bytes: int = Field(32 * 2**20, ge=2**20, description="size of those samples' images")
+    sample_ttl_s: float = Field(86400.0, gt=0, description="how long a sample may wait before it is dropped")
 
     idempotency_ttl_s: float = Field(600.0, gt=0, description="how long the answer to an Idempotency-Key is kept")
     cache_bytes: int = Field(256 * 2**20, ge=0, description="states kept at hand by this process")

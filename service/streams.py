@@ -52,7 +52,7 @@ class Streams:
         self, stream_id: str | None, model: str | None, recipe: Recipe, idle_ttl_s: float | None
     ) -> tuple[StreamRecord, bool]:
         """Make a stream, or find it if it is there with the same model and recipe; says whether it was made."""
-        state = await self.models[model or self.models.default].do(_initial, recipe)
+        state = await self.initial(model or self.models.default, recipe)
         record, made = await self.store.create(
             stream_id or f"stream-{secrets.token_hex(8)}",
             model=state.model,
@@ -69,6 +69,10 @@ class Streams:
                 f" {state.model!r} and {recipe.canonical()}. Choose another id, or delete it first."
             )
         return record, made
+
+    async def initial(self, model: str, recipe: Recipe) -> StreamState:
+        """The state of a stream that has seen nothing; refused when the model cannot follow the recipe."""
+        return await self.models[model].do(_initial, recipe, self.models.teacher(recipe))
 
     async def predict(
         self, stream_id: str, images: Images, asked: Asked, key: str | None, deadline: Deadline
@@ -98,8 +102,11 @@ class Streams:
                     return _replayed(replay, digest)
                 if self._engine(record) is not engine:
                     break  # Deleted meanwhile, and made anew with another model.
+                state = _state(record)
+                if asked.adapt and state.recipe.teacher is not None:
+                    raise _taught(stream_id, state.recipe.teacher)
                 async with deadline.kept():
-                    answer = await engine.step(Request(_state(record), tensor, asked.adapt))
+                    answer = await engine.step(Request(state, tensor, asked.adapt))
                 try:
                     return await self._conclude(record, answer, present(engine, record, answer, asked), key, digest)
                 except StoreConflict:
@@ -127,16 +134,18 @@ class Streams:
         """Back to the source: nothing of what the stream has seen stays."""
 
         async def source(record: StreamRecord) -> StreamState:
-            return await self._engine(record).do(_initial, Recipe.parse(record.recipe))
+            recipe = Recipe.parse(record.recipe)
+            return await self._engine(record).do(_initial, recipe, self.models.teacher(recipe))
 
-        return await self._replace(stream_id, source, "reset")
+        return await self._replace(stream_id, source, "reset", forget_samples=True)
 
     async def restore(self, stream_id: str, snapshot_id: str) -> StreamRecord:
         """Put a snapshot's state in place of the stream's; it must be of the same model and recipe."""
         snapshot = await self.store.snapshot(snapshot_id)
 
         async def kept(record: StreamRecord) -> StreamState:
-            return await self._engine(record).do(_admitted, snapshot.state, Recipe.parse(record.recipe))
+            recipe = Recipe.parse(record.recipe)
+            return await self._engine(record).do(_admitted, snapshot.state, recipe, self.models.teacher(recipe))
 
         return await self._replace(stream_id, kept, "restore")
 
@@ -163,7 +172,7 @@ class Streams:
         """Keep a state that was downloaded before; says whether it is new here."""
         state = _decoded(data)
         engine = self._engine_with(state)
-        await engine.do(_admitted, data, state.recipe)
+        await engine.do(_admitted, data, state.recipe, self.models.teacher(state.recipe))
         record = _snapshot(snapshot_id, None, engine.hosted.name, state, data)
         if await self.store.put_snapshot(record):
             return record, True
@@ -185,16 +194,22 @@ class Streams:
         )
 
     async def _replace(
-        self, stream_id: str, make: Callable[[StreamRecord], Awaitable[StreamState]], event: str
+        self,
+        stream_id: str,
+        make: Callable[[StreamRecord], Awaitable[StreamState]],
+        event: str,
+        *,
+        forget_samples: bool = False,
     ) -> StreamRecord:
         async with self._turn(stream_id):
             for _ in range(COMMIT_ATTEMPTS):
                 record, _ = await self.store.load(stream_id)
+                waiting = await self.store.samples.ids(stream_id) if forget_samples else []
                 state = await make(record)
                 data = json.dumps({"step": state.step, "version": record.version + 1}).encode()
                 try:
                     return await self.store.commit(
-                        record, state=encode(state), step=state.step, events=[Event(event, data)]
+                        record, state=encode(state), step=state.step, events=[Event(event, data)], dropped=waiting
                     )
                 except StoreConflict:
                     continue
@@ -226,9 +241,17 @@ def _snapshot(snapshot_id: str, stream: str | None, model: str, state: StreamSta
     )
 
 
-def _initial(hosted: HostedModel, recipe: Recipe) -> StreamState:
+def _taught(stream_id: str, teacher: str) -> Problem:
+    return invalid(
+        "query.adapt",
+        f"stream {stream_id!r} learns from samples that edges upload, taught by {teacher!r}, and not from what it"
+        " predicts; send adapt=false",
+    )
+
+
+def _initial(hosted: HostedModel, recipe: Recipe, teacher: HostedModel | None) -> StreamState:
     try:
-        return initial_state(hosted, recipe)
+        return initial_state(hosted, recipe, teacher)
     except HostingError as error:
         raise invalid("body.recipe", str(error)) from None
 
@@ -252,9 +275,11 @@ def _decoded(data: bytes) -> StreamState:
         raise invalid("body", f"no state of a stream: {error}") from None
 
 
-def _admitted(hosted: HostedModel, data: bytes, recipe: Recipe) -> StreamState:
+def _admitted(hosted: HostedModel, data: bytes, recipe: Recipe, teacher: HostedModel | None) -> StreamState:
     try:
-        return admit(_decoded(data), hosted, recipe)
+        return admit(_decoded(data), hosted, recipe, teacher)
+    except HostingError as error:
+        raise Conflict(f"The snapshot does not fit: {error}.") from None
     except ForeignStateError as error:
         raise Conflict(f"The snapshot does not fit: {error}.") from None
     except StateError as error:

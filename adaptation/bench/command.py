@@ -14,8 +14,9 @@ from normstream.adaptation import HostedModel
 from normstream.adaptation.bench import corruptions as known
 from normstream.adaptation.bench import datasets, plot, report, results
 from normstream.adaptation.bench.cache import Cache
+from normstream.adaptation.bench.calibration import calibrate_on
 from normstream.adaptation.bench.datasets import Dataset
-from normstream.adaptation.bench.errors import BenchError
+from normstream.adaptation.bench.errors import BenchError, given_by
 from normstream.adaptation.bench.metrics import Score
 from normstream.adaptation.bench.orders import Order
 from normstream.adaptation.bench.results import Results
@@ -43,6 +44,10 @@ Recipes = Annotated[
 Corruptions = Annotated[
     str | None, typer.Option(metavar="A,B,...", help="Which, in this order.", show_default="all 15")
 ]
+Calibrate = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", help="Clean images, laid out as in --data, for recipes that need a calibration."),
+]
 Severity = Annotated[int, typer.Option(min=1, max=5, help="How strong.")]
 InOrder = Annotated[Order, typer.Option("--order", help="Who comes when.")]
 Delta = Annotated[float, typer.Option(min=0.001, help="Concentration of `--order dirichlet`.")]
@@ -62,6 +67,7 @@ def bench(
     out: Out,
     model: Model = None,
     recipe: Recipes = None,
+    calibrate: Calibrate = None,
     corruptions: Corruptions = None,
     severity: Severity = 5,
     order: InOrder = "shuffled",
@@ -84,12 +90,19 @@ def bench(
             seed,
         )
         entrants = contenders(recipe or RECIPES)
-        source = datasets.find(data)
-        hosted = source.host(model)
+        with given_by("--data"):
+            source = datasets.find(data)
+        hosted, calibration = source.host(model), None
+        if calibrate is not None:
+            with given_by("--calibrate"):
+                calibration = calibrate_on(hosted, calibrate)
         for entrant in entrants:
             entrant.begin(hosted)  # Refuse now what could not be served later.
-        dataset = source.load(hosted, images)
-        kept = Results(out, shown.settings(hosted, dataset))
+        with given_by("--data"):
+            dataset = source.load(hosted, images)
+        if images is not None and images > len(dataset.labels):
+            raise BenchError(f"--images: {images} are asked for, and there are {len(dataset.labels)}")
+        kept = Results(out, shown.settings(hosted, dataset) | {"calibration": calibration})
         kept.open()
         scores = run(hosted, entrants, dataset, shown, kept, Cache(cache or out / "corrupted"), source.small)
     except BenchError as error:

@@ -58,7 +58,7 @@ class Source(Protocol):
         """The model to start from."""
 
     def load(self, hosted: HostedModel, count: int | None) -> Dataset:
-        """`count` images, evenly spaced, or all."""
+        """`count` images, evenly spaced, or all if there are no more."""
 
 
 def find(path: Path) -> Source:
@@ -68,7 +68,7 @@ def find(path: Path) -> Source:
         BenchError: when it has none.
     """
     if not path.exists():
-        raise BenchError(f"--data: there is no {str(path)!r}")
+        raise BenchError(f"there is no {str(path)!r}")
     if path.is_file():
         return CifarFile(path)
     if (path / "test.npz").is_file():
@@ -79,7 +79,7 @@ def find(path: Path) -> Source:
     folders = {folder: _images(folder) for folder in sorted(path.iterdir()) if folder.is_dir()}
     folders = {folder: images for folder, images in folders.items() if images}
     if not folders:
-        raise BenchError(f"--data: no images in {str(path)!r}; expected {LAYOUTS}")
+        raise BenchError(f"no images in {str(path)!r}; expected {LAYOUTS}")
     return _of_folders(folders)
 
 
@@ -120,8 +120,8 @@ class CifarFile:
         found = sorted(self.path.parent.glob("*.safetensors"))
         if len(found) != 1:
             raise BenchError(
-                f"--data: {len(found)} .safetensors files beside {str(self.path)!r}; put the source model there or"
-                " give it with --model FILE"
+                f"--model: {len(found)} .safetensors files beside {str(self.path)!r}; put the source model there or"
+                " give its file"
             )
         return host_cifar(found[0])
 
@@ -156,7 +156,7 @@ class CifarFile:
 
     def _refusal(self, reason: str) -> BenchError:
         return BenchError(
-            f"--data: {str(self.path)!r} is no npz of `jpeg` (uint8), `offsets` [N + 1] and `labels` [N]: {reason}"
+            f"{str(self.path)!r} is no npz of `jpeg` (uint8), `offsets` [N + 1] and `labels` [N]: {reason}"
         )
 
 
@@ -177,7 +177,7 @@ def _imagenet(names: Iterable[str]) -> dict[str, int]:
     indices = {info.index_to_label_name(index): index for index in range(info.num_classes())}
     unknown = [name for name in names if name not in indices]
     if unknown:
-        raise BenchError(f"--data: folder {unknown[0]!r} is no class of ImageNet-1k")
+        raise BenchError(f"folder {unknown[0]!r} is no class of ImageNet-1k")
     return {name: indices[name] for name in names}
 
 
@@ -188,7 +188,7 @@ def _images(folder: Path) -> list[Path]:
 def _number(photograph: Path) -> int:
     found = NUMBERED.match(photograph.name)
     if found is None:
-        raise BenchError(f"--data: {photograph.name!r} does not begin with its class index; expected {LAYOUTS}")
+        raise BenchError(f"{photograph.name!r} does not begin with its class index; expected {LAYOUTS}")
     return int(found[1])
 
 
@@ -197,21 +197,17 @@ def _opened(file: Any, name: str | None = None) -> Image.Image:
         with Image.open(file) as image:
             return image.convert("RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise BenchError(f"--data: cannot read {name or repr(str(file))}: {error}") from None
+        raise BenchError(f"cannot read {name or repr(str(file))}: {error}") from None
 
 
 def _spaced(total: int, count: int | None) -> Indices:
-    """`count` of `total` numbers, evenly spaced: sorted folders keep all their classes."""
-    if count is None:
-        return np.arange(total)
-    if count > total:
-        raise BenchError(f"--images: {count} are asked for, and there are {total}")
+    """`count` of `total` numbers, evenly spaced (sorted folders keep all their classes), or all."""
+    count = total if count is None else min(count, total)
     return np.arange(count) * total // count
 
 
 def _check_labels(labels: Indices, hosted: HostedModel) -> None:
     if labels.min() < 0 or labels.max() >= hosted.classes:
         raise BenchError(
-            f"--data: class indices go from {labels.min()} to {labels.max()}, and {hosted.name!r} has"
-            f" {hosted.classes} classes"
+            f"class indices go from {labels.min()} to {labels.max()}, and {hosted.name!r} has {hosted.classes} classes"
         )

@@ -26,9 +26,11 @@ from normstream.adaptation.bench.datasets import Pixels
 from normstream.adaptation.bench.errors import BenchError
 from normstream.adaptation.bench.metrics import Score, calibration_error
 from normstream.adaptation.bench.orders import Indices, Order, arrange
-from normstream.adaptation.member import Member
+from normstream.adaptation.member import Member, Need
 
 Reset: TypeAlias = Literal["continual", "each_shift"]
+
+CALIBRATED = {Need.SOURCE_MOMENTS, Need.FISHER, Need.SOURCE_FEATURES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class Contender:
         Raises:
             BenchError: when the model cannot follow the recipe.
         """
+        if hosted.calibration is None and any(member.needs & CALIBRATED for member in self.recipe.members):
+            raise BenchError(f"--recipe: {self.name!r} needs a calibrated model; give --calibrate PATH")
         try:
             return initial_state(hosted, self.recipe)
         except HostingError as error:
@@ -109,7 +113,7 @@ def follow(
             state = source
         tally = _Tally()
         for pixels, labels in stream.batches(corruption):
-            images = _normalised(hosted, pixels)
+            images = normalised(hosted, pixels)
             begin = time.perf_counter()
             [result] = step(hosted, [Request(state, images)])
             tally.add(result, labels, time.perf_counter() - begin)
@@ -121,10 +125,10 @@ def follow(
 def _warm_up(hosted: HostedModel, state: StreamState, stream: Stream) -> None:
     """One step that nobody scores: the first in a process is slower than all others."""
     pixels, _ = next(stream.batches(next(iter(stream.segments))))
-    step(hosted, [Request(state, _normalised(hosted, pixels))])
+    step(hosted, [Request(state, normalised(hosted, pixels))])
 
 
-def _normalised(hosted: HostedModel, pixels: Pixels) -> Tensor:
+def normalised(hosted: HostedModel, pixels: Pixels) -> Tensor:
     """Images as the network takes them, [B, 3, H, W], from [B, H, W, 3]."""
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (hosted.preprocessing.mean, hosted.preprocessing.std))
     images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2) / 255

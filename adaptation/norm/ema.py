@@ -32,3 +32,7 @@ class EMA(NormMember):
         weight = batch.per_stream([1 - (1 - self.momentum) ** n for n in batch.images])
         running = Moments(state["mean"], state["var"]).merge(batch.moments, weight)
         return source.mix(running, self.alpha), {"mean": running.mean, "var": running.var}
+
+    def standing(self, source: Moments, state: Tensors) -> Moments:
+        """The source's, mixed with the running ones as they are."""
+        return source.mix(Moments(state["mean"], state["var"]), self.alpha)

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from ..member import NormMember, Tensors
 from ..moments import Batch, Moments, pool
-
-PUBLISHED_BATCH = 64  # images that `momentum` is for
+from ..rates import weight_of
 
 
 class IABN(NormMember):
@@ -41,11 +40,16 @@ class IABN(NormMember):
         """Correct each sample's statistics; then move its stream's."""
         del source  # It is in the running statistics from the start.
         running = Moments(state["mean"], state["var"])
-        rate = batch.per_stream([1 - (1 - self.momentum) ** (n / PUBLISHED_BATCH) for n in batch.images])
+        rate = batch.per_stream([weight_of(n, self.momentum) for n in batch.images])
         mean, var = running.mix(_pooled(batch).unbiased(fallback=running), rate)
         images = torch.tensor(batch.images, device=running.mean.device)
         each = Moments(*(rows.repeat_interleave(images, dim=0) for rows in running))
         return self._corrected(each, batch), {"mean": mean, "var": var}
+
+    def standing(self, source: Moments, state: Tensors) -> Moments:
+        """The running ones, which no sample corrects."""
+        del source
+        return Moments(state["mean"], state["var"])
 
     def _corrected(self, running: Moments, batch: Batch) -> Moments:
         """Of every sample, [B, C]."""

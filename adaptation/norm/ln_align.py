@@ -39,6 +39,13 @@ class LNAlign(NormMember):
         """The line y as moments to normalise by: sigma = sigma_T / sigma_S, mu = mu_T - mu_S sigma."""
         weight = batch.per_stream([1 - (1 - self.momentum) ** n for n in batch.images])
         running = Moments(state["mean"], state["var"]).merge(batch.moments, weight)
+        return self._line(source, running), {"mean": running.mean, "var": running.var}
+
+    def standing(self, source: Moments, state: Tensors) -> Moments:
+        """The line of the running moments as they are."""
+        return self._line(source, Moments(state["mean"], state["var"]))
+
+    def _line(self, source: Moments, running: Moments) -> Moments:
         stream = source.mix(running, self.alpha)
         square = (stream.var + EPS) / (source.var + EPS)
-        return Moments(stream.mean - source.mean * square.sqrt(), square), {"mean": running.mean, "var": running.var}
+        return Moments(stream.mean - source.mean * square.sqrt(), square)

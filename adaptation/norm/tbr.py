@@ -7,8 +7,7 @@ from torch import Tensor
 
 from ..member import NormMember, Tensors
 from ..moments import Batch, Moments
-
-PUBLISHED_BATCH = 64  # images that `momentum` is for
+from ..rates import weight_of
 
 
 class TBR(NormMember):
@@ -38,9 +37,14 @@ class TBR(NormMember):
         running = Moments(state["mean"], state["var"])
         seen = batch.unbiased(fallback=running)
         constant = Moments(seen.mean.detach(), seen.var.detach())
-        rate = batch.per_stream([1 - (1 - self.momentum) ** (n / PUBLISHED_BATCH) for n in batch.images])
+        rate = batch.per_stream([weight_of(n, self.momentum) for n in batch.images])
         mean, var = running.mix(constant, rate)
         return _renormalised(running, seen, constant, batch.eps), {"mean": mean, "var": var}
+
+    def standing(self, source: Moments, state: Tensors) -> Moments:
+        """The running ones."""
+        del source
+        return Moments(state["mean"], state["var"])
 
 
 def _renormalised(running: Moments, seen: Moments, constant: Moments, eps: Tensor) -> Moments:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..member import NormMember, Tensors
 from ..moments import Batch, Moments
+from ..rates import weight_of
 
 
 class UnMixTNS(NormMember):
@@ -50,6 +51,12 @@ class UnMixTNS(NormMember):
         mean, var = (torch.stack(rows) for rows in zip(*moved, strict=True))
         return Moments(*(torch.cat(rows) for rows in zip(*chosen, strict=True))), {"mean": mean, "var": var}
 
+    def standing(self, source: Moments, state: Tensors) -> Moments:
+        """Those of the mixture of all components."""
+        del source
+        mean, var = state["mean"], state["var"]
+        return Moments(mean.mean(-2), var.mean(-2) + mean.var(-2, correction=0))
+
     def _stream(self, samples: Moments, components: Moments) -> tuple[Moments, Moments]:
         """Moments to normalise by, [n, C], and the moved components, [K, C], of one stream with n samples."""
         member = self._membership(samples.mean, components.mean)  # [n, K], rows sum to 1
@@ -73,7 +80,7 @@ class UnMixTNS(NormMember):
     def _moved(self, samples: Moments, components: Moments, member: Tensor) -> Moments:
         """Components pulled towards the samples: + rate * mean over samples of member * (sample - component)."""
         n = len(member)
-        rate = 1 - (1 - self.momentum) ** (n / 64)
+        rate = weight_of(n, self.momentum)
         share = member.mean(0).unsqueeze(1)  # [K, 1]
         return Moments(
             *(

@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..member import Need, OutputMember, Tensors
+from ..rates import weight_of
 
 if TYPE_CHECKING:
     from ..hosting import HostedModel
@@ -47,7 +48,7 @@ class Shift(OutputMember):
         shift = state["shift"]
         # The classifier is linear: W (z + gamma shift) + b are the network's logits and one vector for all images.
         shifted = logits + self.gamma * (hosted.classifier.weight @ shift)
-        rate = 1 - (1 - self.momentum) ** (len(features) / 64)
+        rate = weight_of(len(features), self.momentum)
         difference = self._target(hosted, logits) - features.mean(dim=0)
         return shifted, {"shift": torch.lerp(shift, difference, rate)}
 

@@ -19,7 +19,7 @@ class Eata(Eta):
     given no such images; here the model is refused until it is calibrated.
     """
 
-    name: Literal["eata"] = "eata"  # type: ignore[assignment]
+    name: Literal["eata"] = "eata"  # type: ignore[assignment] # narrows Eta's literal
     beta: float = Field(2000.0, ge=0, le=1e9, description="weight of the pull; 1 is published for CIFAR")
 
     needs: ClassVar[frozenset[Need]] = Eta.needs | {Need.FISHER}

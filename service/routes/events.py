@@ -31,7 +31,7 @@ async def watch_stream(
     admission: TheAdmission,
     last_event_id: Annotated[str | None, Header(description="resumes after this event")] = None,
 ) -> StreamingResponse:
-    """What happens to a stream: events `step`, `alarm` after it, `reset`, `restore`, and at last `deleted`."""
+    """What happens to a stream: events `step`, `taught`, `alarm`, `reset`, `restore`, and at last `deleted`."""
     try:
         events = await streams.store.events(id, last_event_id)
     except ValueError as error:

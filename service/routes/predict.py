@@ -1,16 +1,14 @@
 """Images in, predictions out, one adaptation step."""
 
-import asyncio
-from collections.abc import Coroutine
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from starlette.requests import ClientDisconnect
 
+from normstream.service.connection import while_connected
 from normstream.service.deadline import Deadline
 from normstream.service.dependencies import TheAdmission, TheSettings, TheStreams
 from normstream.service.images import NPY, ImagesBody, read_images
-from normstream.service.predictions import Asked, Output, Predicted, Prediction
+from normstream.service.predictions import Asked, Output, Prediction
 from normstream.service.schemas import StreamId
 
 router = APIRouter(prefix="/v1/streams", tags=["predict"])
@@ -61,24 +59,5 @@ async def predict(
         async with deadline.kept():  # or a few slow senders would take all places inside
             images = await read_images(request, settings)
         asked = Asked(adapt, output, top_k, npy=NPY in request.headers.get("accept", ""))
-        predicted = await _while_connected(request, streams.predict(id, images, asked, idempotency_key, deadline))
-    if predicted is None:
-        raise ClientDisconnect
+        predicted = await while_connected(request, streams.predict(id, images, asked, idempotency_key, deadline))
     return Response(predicted.body, headers=predicted.headers)
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, Predicted]) -> Predicted | None:
-    """Do the work, or drop it and answer None when the client goes away first."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return await task if task.done() else None
-    finally:
-        for each in (task, gone):
-            each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

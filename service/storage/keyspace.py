@@ -37,3 +37,49 @@ class Keyspace:
     def snapshot(self, snapshot_id: str) -> str:
         """Hash of a snapshot's record."""
         return f"{self.prefix}:{{{snapshot_id}}}:snapshot"
+
+    @property
+    def edges(self) -> str:
+        """Sorted set of all edge ids."""
+        return f"{self.prefix}:edges"
+
+    @property
+    def waiting(self) -> str:
+        """Sorted set of the ids of streams for which samples wait."""
+        return f"{self.prefix}:waiting"
+
+    def edge(self, edge_id: str) -> str:
+        """Hash of an edge's record."""
+        return f"{self.prefix}:{{{edge_id}}}:edge"
+
+    def edges_of(self, stream_id: str) -> str:
+        """Set of the ids of the edges that share the stream."""
+        return f"{self.prefix}:{{{stream_id}}}:edges"
+
+    def queue(self, stream_id: str) -> str:
+        """Sorted set of the ids of the samples that wait for the stream, by the time they came."""
+        return f"{self.prefix}:{{{stream_id}}}:queue"
+
+    def images(self, stream_id: str) -> str:
+        """Hash of those samples' images."""
+        return f"{self.prefix}:{{{stream_id}}}:images"
+
+    def tally(self, stream_id: str) -> str:
+        """Hash that counts the stream's samples, by edge, and the attempts to learn from them."""
+        return f"{self.prefix}:{{{stream_id}}}:tally"
+
+    def samples(self, stream_id: str) -> list[str]:
+        """What holds the samples that wait for the stream: queue, images, tally."""
+        return [self.queue(stream_id), self.images(stream_id), self.tally(stream_id)]
+
+    def known(self, stream_id: str) -> str:
+        """Sorted set of the ids of samples that came, by time: none counts twice."""
+        return f"{self.prefix}:{{{stream_id}}}:known"
+
+    def lease(self, stream_id: str) -> str:
+        """Names the worker that learns from the stream's samples at the moment."""
+        return f"{self.prefix}:{{{stream_id}}}:lease"
+
+    def releases(self, stream_id: str) -> str:
+        """Hash of what edges were sent of the stream's last versions."""
+        return f"{self.prefix}:{{{stream_id}}}:releases"

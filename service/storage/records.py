@@ -4,13 +4,15 @@ StoreError
 ├── UnknownStream       no such stream, or it was deleted or expired meanwhile
 ├── StreamExists        the new id of a fork is taken
 ├── UnknownSnapshot     no such snapshot
+├── UnknownEdge         no such edge
+├── QueueFull           as many samples of a stream wait as may
 ├── Conflict            another worker changed the stream first: load it and do the work again
 └── StoreUnavailable    Redis is away, full, read-only or too slow; nothing is known of the last write
 """
 # ruff: noqa: N818  (the names say what happened)
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, TypeVar
 
 Record = TypeVar("Record")
@@ -42,6 +44,24 @@ class UnknownSnapshot(StoreError):
     def __init__(self, snapshot_id: str) -> None:
         super().__init__(f"There is no snapshot '{snapshot_id}'.")
         self.snapshot_id = snapshot_id
+
+
+class UnknownEdge(StoreError):
+    """There is no such edge."""
+
+    def __init__(self, edge_id: str) -> None:
+        super().__init__(f"There is no edge '{edge_id}'.")
+        self.edge_id = edge_id
+
+
+class QueueFull(StoreError):
+    """The samples do not fit into their stream's queue; none was put in."""
+
+    def __init__(self, stream_id: str, waiting: int, waiting_bytes: int) -> None:
+        super().__init__(
+            f"{waiting} samples of {waiting_bytes} bytes wait to be learnt from in stream '{stream_id}',"
+            " and these would be too many."
+        )
 
 
 class Conflict(StoreError):
@@ -132,6 +152,59 @@ class SnapshotSummary(Snapshot):
     state_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeRecord:
+    """A device that runs a model by itself, with parameters that follow a stream.
+
+    Attributes:
+        key: Known to the edge and to us; it signs by it.
+        recipe: Of its stream, as canonical JSON.
+        group: What it shares its stream with others as; None when the stream is its own.
+        last_seen: Unix seconds, like `created_at` and `current_at`.
+        acknowledged: The tag of the stream's version that it runs, as it says.
+        current_at: When it last ran the stream's newest version.
+        report: What it last told of itself, as JSON.
+    """
+
+    id: str
+    key: str = field(repr=False)
+    model: str
+    recipe: str
+    group: str | None
+    stream: str
+    created_at: float
+    last_seen: float | None = None
+    acknowledged: str | None = None
+    current_at: float | None = None
+    bytes_up: int = 0
+    bytes_down: int = 0
+    report: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PendingSample:
+    """A sample that waits to be learnt from; the times are unix seconds, by the edge's clock and by ours."""
+
+    id: str
+    image: bytes = field(repr=False)
+    taken_at: float
+    received_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How many samples came from an edge, and what became of them."""
+
+    received: int = 0
+    used: int = 0
+    dropped: int = 0
+
+    @property
+    def pending(self) -> int:
+        """Those that wait."""
+        return self.received - self.used - self.dropped
+
+
 @dataclass(frozen=True, slots=True)
 class Replay:
     """An answer given under an idempotency key, and the digest of the request it answered."""
@@ -168,10 +241,10 @@ _PARSERS: dict[Any, Callable[[bytes], Any]] = {
 
 def field_names(kind: type[Any]) -> list[str]:
     """The hash fields that hold a record of this kind, in the order of the record."""
-    return [field.name for field in fields(kind)]
+    return [each.name for each in fields(kind)]
 
 
-def to_fields(record: StreamRecord | SnapshotRecord) -> dict[str, str | int | float | bytes]:
+def to_fields(record: StreamRecord | SnapshotRecord | EdgeRecord) -> dict[str, str | int | float | bytes]:
     """The record as hash fields; None is empty."""
     values = {name: getattr(record, name) for name in field_names(type(record))}
     return {name: "" if value is None else value for name, value in values.items()}
@@ -180,4 +253,4 @@ def to_fields(record: StreamRecord | SnapshotRecord) -> dict[str, str | int | fl
 def from_fields(kind: type[Record], values: Iterable[bytes]) -> Record:
     """The record whose `field_names(kind)` hold these values."""
     parsed = zip(fields(kind), values, strict=True)  # type: ignore[arg-type]
-    return kind(**{field.name: _PARSERS[field.type](value) for field, value in parsed})
+    return kind(**{each.name: _PARSERS[each.type](value) for each, value in parsed})

@@ -65,9 +65,10 @@ class RedisLink:
         readers = ConnectionPool(pool.connection_class, max_connections=MAX_READERS, **options)
         return RedisLink(Redis.from_pool(readers), self._timeout_s)
 
-    def script(self, name: str) -> Script:
-        """The Lua script `store_<name>.lua`, which stands beside this file."""
-        return self._redis.register_script(files(__package__).joinpath(f"store_{name}.lua").read_text())
+    def script(self, *names: str) -> Script:
+        """The Lua scripts `store_<name>.lua`, which stand beside this file, as one: the first define, the last acts."""
+        texts = [files(__package__).joinpath(f"store_{name}.lua").read_text() for name in names]
+        return self._redis.register_script("\n".join(texts))
 
     @asynccontextmanager
     async def reach(self, blocking_s: float = 0.0) -> AsyncIterator[Redis]:

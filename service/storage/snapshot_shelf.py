@@ -31,7 +31,7 @@ class SnapshotShelf:
             await pipe.watch(key)
             if await pipe.exists(key):
                 return False
-            pipe.multi()  # type: ignore[no-untyped-call]
+            pipe.multi()  # type: ignore[no-untyped-call] # redis annotates it in part
             pipe.hset(key, mapping=fields)
             try:
                 await pipe.execute()

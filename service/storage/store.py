@@ -7,7 +7,7 @@ writes state, version, idempotency record and events in one atomic step. States 
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from normstream.service.storage.edge_shelf import EdgeShelf
 from normstream.service.storage.event_log import EventLog
 from normstream.service.storage.keyspace import Keyspace
 from normstream.service.storage.record_cache import RecordCache
@@ -34,6 +35,8 @@ from normstream.service.storage.records import (
     to_fields,
 )
 from normstream.service.storage.redis_link import RedisLink, owned
+from normstream.service.storage.release_shelf import ReleaseShelf
+from normstream.service.storage.sample_queue import SampleQueue
 from normstream.service.storage.snapshot_shelf import SnapshotShelf
 from normstream.service.storage.stream_index import StreamIndex
 
@@ -52,6 +55,13 @@ class Store:
         events_kept: About how many events of a stream a late reader can still get.
         events_poll_s: How long a watcher may take to notice that its stream expired.
         cache_bytes: How much state this worker keeps at hand.
+        max_samples: How many samples of a stream may wait to be learnt from.
+        max_sample_bytes: The size of their images.
+
+    Attributes:
+        edges: The registered edges.
+        samples: What edges sent to be learnt from.
+        releases: What edges were sent.
     """
 
     def __init__(
@@ -65,6 +75,8 @@ class Store:
         events_kept: int = 256,
         events_poll_s: float = 5.0,
         cache_bytes: int = 256 * 1024 * 1024,
+        max_samples: int = 512,
+        max_sample_bytes: int = 32 * 1024 * 1024,
     ) -> None:
         self._clock = clock
         self._replay_ttl_ms = _ms(idempotency_ttl_s)
@@ -76,9 +88,19 @@ class Store:
         self._event_log = EventLog(self._readers, self._keys, events_poll_s)
         self._index = StreamIndex(self._link, self._keys)
         self._shelf = SnapshotShelf(self._link, self._keys)
+        self.edges = EdgeShelf(self._link, self._keys)
+        self.samples = SampleQueue(
+            self._link,
+            self._keys,
+            clock,
+            max_samples=max_samples,
+            max_bytes=max_sample_bytes,
+            events_kept=events_kept,
+        )
+        self.releases = ReleaseShelf(self._link, self._keys)
         self._create = self._link.script("create")
         self._load = self._link.script("load")
-        self._commit = self._link.script("commit")
+        self._commit = self._link.script("samples", "commit")
         self._remember = self._link.script("remember")
         self._delete = self._link.script("delete")
 
@@ -168,10 +190,14 @@ class Store:
         Raises:
             UnknownStream: There is no such stream.
         """
-        summaries = await self._index.summaries([stream_id])
+        summaries = await self.summaries([stream_id])
         if stream_id not in summaries:
             raise UnknownStream(stream_id)
         return summaries[stream_id]
+
+    async def summaries(self, ids: Iterable[str]) -> dict[str, StreamSummary]:
+        """What is known of those of the streams that are there, by id."""
+        return await self._index.summaries(ids)
 
     async def streams(self, limit: int = 100, after: str | None = None) -> tuple[list[StreamSummary], str | None]:
         """A page of streams in order of id.
@@ -189,6 +215,8 @@ class Store:
         step: int,
         events: Sequence[Event] = (),
         replay: tuple[str, Replay] | None = None,
+        used: Sequence[str] = (),
+        dropped: Sequence[str] = (),
     ) -> StreamRecord:
         """Put a new state in place of the one that was loaded.
 
@@ -198,6 +226,8 @@ class Store:
             step: Its new step.
             events: What to tell those who watch it, in order.
             replay: An idempotency key, and the answer to keep under it.
+            used: The ids of samples that the state has learnt from; they leave the queue.
+            dropped: The ids of others that leave it.
 
         Returns:
             The stream as it is now.
@@ -210,10 +240,15 @@ class Store:
         key, answer = replay or (None, Replay("", b""))
         args = [record.generation, record.version, secrets.token_hex(8), _ttl_ms(record)]
         args += [answer.digest, answer.answer, self._replay_ttl_ms, self._events_kept, len(events)]
+        args += [len(used), len(dropped), new.updated_at]
         args += chain.from_iterable((event.type, event.data) for event in events)
+        args += [*used, *dropped]
         args += chain.from_iterable(_changes(new).items())
+        keys = self._stream_keys(record.id, key)
+        if used or dropped:
+            keys += self._keys.samples(record.id)
         async with self._link.reach():
-            outcome = await self._commit(self._stream_keys(record.id, key), args)
+            outcome = await self._commit(keys, args)
         if outcome != b"done":
             self._cache.drop(record.id)
             raise UnknownStream(record.id) if outcome == b"unknown" else Conflict(record.id)
@@ -227,13 +262,16 @@ class Store:
             await self._remember(keys, [record.generation, replay.digest, replay.answer, self._replay_ttl_ms])
 
     async def delete(self, stream_id: str) -> None:
-        """Delete a stream; its snapshots stay, and its idempotency records mean nothing to a successor.
+        """Delete a stream and the samples that wait for it; its snapshots stay.
+
+        Its idempotency records stay too, and mean nothing to a successor.
 
         Raises:
             UnknownStream: There is no such stream.
         """
         self._cache.drop(stream_id)
-        keys = [self._keys.stream(stream_id), self._keys.events(stream_id)]
+        keys = [self._keys.stream(stream_id), self._keys.events(stream_id), *self._keys.samples(stream_id)]
+        keys += [self._keys.known(stream_id), self._keys.releases(stream_id)]
         async with self._link.reach():
             deleted = await self._delete(keys, [_ms(DELETED_EVENTS_TTL_S)])
         await self._index.drop_gone([stream_id])

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import typer
 from made_up import cifar, photographs, run
+from safetensors.torch import save_file
 
-from normstream.adaptation.bench import command
+from normstream.adaptation.bench import command, datasets
 from normstream.adaptation.bench.run import Contender
 
 
@@ -167,6 +168,50 @@ def test_bad_recipes(data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+CALIBRATED = ["shift", '{"norm": {"name": "alpha_bn"}, "update": {"name": "eata"}}']
+
+
+def test_a_recipe_that_needs_a_calibration(data, tmp_path):
+    out, more = tmp_path / "out", cifar(tmp_path / "more", 80)
+    refuse(options(data, out, recipes=["source", "eata"]), "--recipe: 'eata'", "--calibrate PATH")
+    assert not out.exists()
+    done = run(*options(data, out, "--calibrate", more, recipes=["source", *CALIBRATED]))
+    assert done.exit_code == 0, done.output
+    found = results(out)
+    assert [recipe["name"] for recipe in found["recipes"]] == ["source", "shift", "alpha_bn x eata"]
+    assert found["settings"]["calibration"] == f"sha256:{digest(more)}"
+    source, shift, _ = ([score["ece"] for score in recipe["scores"]] for recipe in found["recipes"])
+    assert source != shift
+    refuse(options(data, out, "--calibrate", data), "calibration was 'sha256:", "give another folder")
+    refuse(options(data, out), "calibration was 'sha256:", "is None")
+
+
+def digest(data):
+    source = datasets.find(data)
+    return source.load(source.host(None), None).digest
+
+
+def test_layer_norms_aligned_to_their_calibration(tmp_path):
+    photos, out = photographs(tmp_path / "photos"), tmp_path / "out"
+    model = "--model", f"architecture=test_vit,checkpoint={untrained('test_vit', tmp_path)},classes=6"
+    done = run(*options(photos, out, *model, "--calibrate", photos, recipes=["source", "ln_align"]))
+    assert done.exit_code == 0, done.output
+    source, aligned = ([score["ece"] for score in recipe["scores"]] for recipe in results(out)["recipes"])
+    assert source != aligned
+
+
+def test_bad_images_to_calibrate_on(data, tmp_path):
+    refuse(options(data, tmp_path / "out", "--calibrate", tmp_path / "nowhere"), "--calibrate: there is no")
+    more = cifar(tmp_path / "more")
+    (more / "test.npz").write_bytes(b"no npz")
+    refuse(options(data, tmp_path / "out", "--calibrate", more), "--calibrate: ", "is no npz")
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_images_than_there_are(data, tmp_path):
+    refuse(options(data, tmp_path / "out", "--images", 31), "--images: 31 are asked for, and there are 30")
+
+
 def test_a_recipe_is_measured_once(data, tmp_path):
     recipes = ["source", "alpha_bn", '{"norm": {"name": "alpha_bn", "alpha": 0.1}}']
     assert run(*options(data, tmp_path / "out", recipes=recipes)).exit_code == 0
@@ -184,8 +229,8 @@ def test_an_unknown_corruption_is_answered_with_the_list(data, tmp_path):
 
 def test_bad_data_and_models(data, tmp_path):
     (tmp_path / "empty").mkdir()
-    refuse(options(tmp_path / "empty", tmp_path / "out"), "no images in")
-    refuse(options(tmp_path / "nowhere", tmp_path / "out"), "there is no")
+    refuse(options(tmp_path / "empty", tmp_path / "out"), "--data: no images in")
+    refuse(options(tmp_path / "nowhere", tmp_path / "out"), "--data: there is no")
     refuse(options(data, tmp_path / "out", "--model", tmp_path / "no.safetensors"), "holds no weights")
     photos = photographs(tmp_path / "photos", 1)
     refuse(options(photos, tmp_path / "out", "--model", "no_such_net"), "--model: ", "no_such_net")
@@ -194,16 +239,15 @@ def test_bad_data_and_models(data, tmp_path):
 
 def test_a_recipe_that_the_model_cannot_follow(tmp_path):
     photos = photographs(tmp_path / "photos", 1)
-    spec = f"architecture=vit_tiny_patch16_224,checkpoint={vit(tmp_path)},classes=3"
+    spec = f"architecture=vit_tiny_patch16_224,checkpoint={untrained('vit_tiny_patch16_224', tmp_path)},classes=6"
     refuse(options(photos, tmp_path / "out", "--model", spec), "--recipe: ", "bn1")
 
 
-def vit(folder):
+def untrained(architecture, folder):
     import timm
-    from safetensors.torch import save_file
 
-    save_file(timm.create_model("vit_tiny_patch16_224", num_classes=3).state_dict(), folder / "vit.safetensors")
-    return folder / "vit.safetensors"
+    save_file(timm.create_model(architecture, num_classes=6).state_dict(), folder / "weights.safetensors")
+    return folder / "weights.safetensors"
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,9 @@ schema = schemathesis.openapi.from_dict(with_few_members(DOCUMENT))
 
 
 LARGE = {"components": 8, "capacity": 1, "window": 16, "places": 16}  # what a state holds so many of
-STREAM, SNAPSHOT = "gate", "snap-gate"  # exist whenever a request is sent
+STREAM, SNAPSHOT, EDGE = "gate", "snap-gate", "gate-edge"  # exist whenever a request is sent
+KEY = "k" * 40  # the edge's
+MODEL, FILE = "tf_efficientnet_lite0", "norm.npz"
 
 
 @schemathesis.serializer(NPY)
@@ -62,13 +64,17 @@ def serialize_array(context: schemathesis.SerializationContext, value: Any) -> b
 
 @pytest.fixture(scope="session")
 def reset(real: Process) -> Iterator[Callable[[], None]]:
-    """Sees to it that the stream and the snapshot are there."""
+    """Sees to it that the stream, the snapshot and the edge are there."""
     with real.api() as api:
         api.make(STREAM)
         state = api.state(STREAM)
 
+        # The model's package is made, which takes longer than any request may below.
+        assert api.get(f"/v1/models/{MODEL}/package", timeout=100).status_code == 200
+
         def put() -> None:
             api.post("/v1/streams", json={"id": STREAM, "recipe": "ema"})
+            api.post("/v1/edges", json={"id": EDGE, "key": KEY, "recipe": "ema"})
             api.put(f"/v1/snapshots/{SNAPSHOT}", content=state, headers={"Content-Type": BYTES})
 
         yield put
@@ -98,10 +104,15 @@ def test_answers_are_as_the_document_says(
 
 
 def aim(case: schemathesis.Case) -> None:
-    """Have every other request meet a stream and a snapshot that are there, and none make a state of many megabytes."""
-    for name, there in {"id": STREAM, "sid": SNAPSHOT}.items():
+    """Have every other request meet what is there, by the right key, and none make a state of many megabytes."""
+    found = {"id": EDGE if case.path.startswith("/v1/edges") else STREAM, "sid": SNAPSHOT, "name": MODEL, "file": FILE}
+    for name, there in found.items():
         if len(str(case.path_parameters.get(name, ""))) % 2:
             case.path_parameters[name] = there
+    if case.path_parameters.get("id") == EDGE:
+        case.headers["Authorization"] = f"Bearer {KEY}"
+    if case.path.endswith("/affine"):
+        case.query.pop("wait", None)
     if case.path.endswith("/events"):
         # Those of a stream that is there do not end.
         case.path_parameters["id"] = f"no-{case.path_parameters['id']}"
@@ -122,14 +133,14 @@ def test_the_server_shows_this_document(real: Process) -> None:
 
 def test_the_endpoints_of_the_document_are_those_of_the_handbook() -> None:
     found = re.findall(r"`(GET|POST|PUT|DELETE) (/[^`?]*)", DOCS.read_text())
-    documented = {(method, path.replace("{sid}", "{id}").replace("{name}", "{id}")) for method, path in found}
+    documented = {(method, re.sub(r"\{\w+\}", "{id}", path)) for method, path in found}
     served = {
         (method.upper(), re.sub(r"\{\w+\}", "{id}", path))
         for path, operations in DOCUMENT["paths"].items()
         for method in operations
     }
     assert served == documented
-    assert len(served) == 20
+    assert len(served) == 28
 
 
 def test_problems_are_documented_under_their_own_media_type() -> None:

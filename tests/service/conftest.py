@@ -96,23 +96,29 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSpec, Mo
     return tiny(tiny_checkpoint(folder)), tiny(tiny_checkpoint(folder, seed=1), name="other")
 
 
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder of all servers: a package is made once."""
+    return tmp_path_factory.mktemp("data")
+
+
 @pytest.fixture
-def serve(redis_url: str, tiny_models: tuple[ModelSpec, ModelSpec]) -> Iterator[Callable[..., Live]]:
+def serve(redis_url: str, tiny_models: tuple[ModelSpec, ModelSpec], kept: Path) -> Iterator[Callable[..., Live]]:
     """Starts servers with settings of the test's own, on the Redis that all share."""
     with ExitStack() as stack:
 
         def start(**settings: Any) -> Live:
-            given = {"models": tiny_models[:1], "redis_url": redis_url, "drain_timeout_s": 2, **settings}
+            given = {"models": tiny_models[:1], "redis_url": redis_url, "data": kept, "drain_timeout_s": 2, **settings}
             return stack.enter_context(live(Settings(**given)))
 
         yield start
 
 
 @pytest.fixture(scope="session")
-def server(redis_url: str, tiny_models: tuple[ModelSpec, ModelSpec]) -> Iterator[Live]:
+def server(redis_url: str, tiny_models: tuple[ModelSpec, ModelSpec], kept: Path) -> Iterator[Live]:
     """A server with both models and low limits, for tests that leave it as it is."""
     limits = {"max_images": 8, "max_body_bytes": 2**20, "max_pixels": 4_000_000}
-    with live(Settings(models=tiny_models, redis_url=redis_url, **limits)) as running:
+    with live(Settings(models=tiny_models, redis_url=redis_url, data=kept, **limits)) as running:
         yield running
 
 

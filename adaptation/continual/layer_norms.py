@@ -1,0 +1,68 @@
+"""What a way to normalise while learning is: a frozen value with pure functions of one layer's tensors."""
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..member import Frozen
+from ..moments import Moments
+
+
+class Lesson(NamedTuple):
+    """What the layers know of the batch that they learn from."""
+
+    tasks: Tensor  # number of each sample's task, [B]
+    known: int  # tasks met so far
+    batches: int  # learnt from before this one, by which running statistics are as old as they are
+
+
+class Layer(NamedTuple):
+    """One layer's tensors."""
+
+    weight: Tensor  # [C]
+    bias: Tensor  # [C]
+    running: Moments  # [C]
+    task_weight: Tensor  # [known tasks]; [0] where the norm weighs no tasks
+    eps: float
+
+
+class Learnt(NamedTuple):
+    """What a layer gives in a learning step."""
+
+    y: Tensor  # [B, C, ...]
+    running: Moments  # moved on; constants to the gradient
+    loss: Tensor  # the layer's own, a scalar
+
+
+class LearningNorm(Frozen):
+    """How a batch normalisation's place is filled in a network that learns from labels."""
+
+    name: str
+    weighs_tasks: ClassVar[bool] = False
+    """True where a layer learns a weight for each task."""
+
+    def learn(self, x: Tensor, layer: Layer, lesson: Lesson) -> Learnt:
+        """Normalise a batch that is learnt from, [B, C] or [B, C, ...]."""
+        raise NotImplementedError
+
+    def predict(self, x: Tensor, layer: Layer) -> Tensor:
+        """Normalise samples that are only answered: by the running statistics, unless the norm needs none."""
+        return by_running(x, layer)
+
+    def penalty(self, losses: Tensor, lesson: Lesson) -> Tensor:
+        """The layers' losses, [layers], as a term of the training loss."""
+        del lesson
+        return torch.zeros_like(losses.sum())
+
+
+def by_running(x: Tensor, layer: Layer) -> Tensor:
+    """Batch normalisation in evaluation."""
+    mean, var = layer.running
+    return functional.batch_norm(x, mean, var, layer.weight, layer.bias, eps=layer.eps)
+
+
+def has_one_value(x: Tensor) -> bool:
+    """Whether a batch shows each channel once, and so has no variance."""
+    return x.numel() == x.shape[1]

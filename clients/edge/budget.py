@@ -1,0 +1,71 @@
+"""What an edge may send, in bytes per hour."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+_SCORES = 256  # how many scores make up the scale on which a new one is ranked
+_EASY = 0.5  # above this part of its capacity the bucket lets everything pass
+
+
+@dataclass(slots=True)
+class TokenBucket:
+    """A token bucket that raises the bar as it empties, so that when it is tight the most informative samples pass.
+
+    A sample passes when its score is among the best part `p` of the latest ones, where p is 1 down to a half full
+    bucket and from there falls to 0 with its level. Where more is wanted than the rate allows the level settles at
+    the p that can be paid for. It is data: `dataclasses.asdict` makes JSON of it, `TokenBucket(**...)` brings it back.
+
+    Attributes:
+        bytes_per_hour: The rate; 0 lets nothing pass, infinity everything.
+        burst_bytes: The capacity: what may go at once after a quiet time.
+        level: Bytes that may go now.
+        filled_at: When the level was right, in unix seconds; None before the first sample.
+        scores: The latest ones, of samples that passed and of others.
+    """
+
+    bytes_per_hour: float
+    burst_bytes: float
+    level: float = math.nan
+    filled_at: float | None = None
+    scores: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.bytes_per_hour >= 0 or not self.burst_bytes >= 0:
+            raise ValueError(
+                f"bytes_per_hour is {self.bytes_per_hour} and burst_bytes {self.burst_bytes}; give 0 or more"
+            )
+        self.level = self.burst_bytes if math.isnan(self.level) else min(self.level, self.burst_bytes)
+
+    def take(self, size: int, score: float, now: float) -> bool:
+        """Return whether a sample may go, and if so spend its bytes.
+
+        Args:
+            size: Its bytes.
+            score: How informative it is.
+            now: The time in unix seconds; a clock that was set back refills nothing.
+        """
+        if math.isinf(self.bytes_per_hour):
+            return True
+        self._refill(now)
+        passes = size <= self.level and self._rank(score) >= 1 - self._share()
+        self.scores = [*self.scores[1 - _SCORES :], score]
+        if passes:
+            self.level -= size
+        return passes
+
+    def _refill(self, now: float) -> None:
+        elapsed_s = 0.0 if self.filled_at is None else max(0.0, now - self.filled_at)
+        self.level = min(self.burst_bytes, self.level + elapsed_s * self.bytes_per_hour / 3600)
+        self.filled_at = now
+
+    def _share(self) -> float:
+        """Return the part of the samples that may pass at this level."""
+        return min(1.0, self.level / (_EASY * self.burst_bytes)) if self.burst_bytes else 0.0
+
+    def _rank(self, score: float) -> float:
+        """Return the part of the latest scores that is below this one, counting it in: at most 1."""
+        ordered = sorted(self.scores)
+        return (bisect_left(ordered, score) + 1) / (len(ordered) + 1)

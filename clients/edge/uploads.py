@@ -1,0 +1,104 @@
+"""Samples on their way from the spool to the server, with the edge's report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from normstream.clients.edge.backoff import Backoff
+from normstream.clients.edge.clock import Clock
+from normstream.clients.edge.link import LinkError, Unreachable, Unwanted, Unwelcome
+from normstream.clients.edge.membership import Membership
+from normstream.clients.edge.spool import Spool, Waiting
+from normstream.clients.edge.status import Counters
+
+BATCH_BYTES = 4 * 2**20
+
+
+@dataclass(slots=True)
+class Uploader:
+    """Sends what waits, in batches; where the server cannot be reached, again and again.
+
+    A batch is sent when it is full or when its oldest sample has waited for `linger_s`; a report alone when nothing
+    was sent for `report_every_s`. Of a batch that the server will not have, each sample is tried alone, so that a bad
+    one does not cost its neighbours.
+
+    Attributes:
+        membership: Makes the calls.
+        spool: Where the samples wait.
+        counters: Counts what becomes of them.
+        report: Returns what the edge tells about itself.
+        clock: Tells the time.
+        backoff: The pauses after failures.
+        batch: Samples in one call at most.
+        linger_s: How long a sample may wait for others.
+        report_every_s: How long the server may hear nothing of the edge.
+    """
+
+    membership: Membership
+    spool: Spool
+    counters: Counters
+    report: Callable[[], Mapping[str, Any]]
+    clock: Clock = field(default_factory=Clock)
+    backoff: Backoff = field(default_factory=Backoff)
+    batch: int = 16
+    linger_s: float = 10.0
+    report_every_s: float = 60.0
+    _not_before: float = -math.inf  # by clock.elapsed_s
+    _report_due: float = -math.inf
+    _suspects: int = 0  # samples that go alone, because a batch was refused
+
+    def turn(self) -> float:
+        """Send a batch if one is due; return after how many seconds to look again."""
+        now = self.clock.elapsed_s()
+        if now < self._not_before:  # new samples do not shorten a pause
+            return self._not_before - now
+        lacking_s = self._lacking_s()
+        if lacking_s > 0 and now < self._report_due:
+            return min(lacking_s, self._report_due - now)
+        pause_s = self._send(self._batch() if lacking_s <= 0 else ())
+        self._not_before = self.clock.elapsed_s() + pause_s
+        return pause_s
+
+    def _lacking_s(self) -> float:
+        """Return in how many seconds a batch is due if no samples come; at most 0 when one is."""
+        oldest = self.spool.oldest()
+        if oldest is None:
+            return math.inf
+        waited_s = abs(self.clock.unix_s() - oldest)  # a clock may have been set back
+        return 0.0 if len(self.spool) >= self.batch else self.linger_s - waited_s
+
+    def _batch(self) -> Sequence[Waiting]:
+        return self.spool.best(1 if self._suspects else self.batch, BATCH_BYTES, self.clock.unix_s())
+
+    def _send(self, samples: Sequence[Waiting]) -> float:
+        taken_at = {sample.id: sample.taken_at for sample in samples}
+        report = {**self.report(), "taken_at": taken_at}
+        try:
+            self.membership.call(lambda identity: self.membership.link.upload(identity, samples, report))
+        except Unwelcome:
+            return math.inf
+        except Unwanted:
+            return self._refused(samples)
+        except LinkError as error:
+            return self.backoff.pause_s(error.retry_after_s if isinstance(error, Unreachable) else 0.0)
+        self.counters.uploaded += len(samples)
+        self._settle(samples)
+        return 0.0
+
+    def _refused(self, samples: Sequence[Waiting]) -> float:
+        if len(samples) > 1:
+            self._suspects = len(samples)
+            return 0.0
+        self.counters.unwanted += len(samples)
+        self._settle(samples)
+        return self.backoff.pause_s()  # nothing that is refused is sent in a hurry
+
+    def _settle(self, samples: Sequence[Waiting]) -> None:
+        self.spool.remove(sample.id for sample in samples)
+        self._suspects = max(0, self._suspects - len(samples))
+        self._report_due = self.clock.elapsed_s() + self.report_every_s
+        if not self._suspects:
+            self.backoff.succeed()

@@ -1,0 +1,79 @@
+"""The packages that edges run models from: made once for each model, and kept on disk."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from anyio import to_thread
+from numpy.typing import NDArray
+
+from normstream.adaptation import HostedModel, HostingError
+from normstream.service.engine import Engine
+from normstream.service.errors import Invalid, Unavailable
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Package:
+    """A package on disk, and of its contents what updates are made from."""
+
+    folder: Path
+    manifest: dict[str, Any] = field(repr=False)
+    source: dict[str, NDArray[np.float32]] = field(repr=False)
+    reference: NDArray[np.uint8] = field(repr=False)  # [N, H, W, 3]
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """From the folder that the export made."""
+        with np.load(folder / "norm.npz") as archive:
+            source = {name: archive[name] for name in ("weight", "bias", "mean", "var") if name in archive}
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        return cls(folder, manifest, source, np.load(folder / "reference.npy"))
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The digests of its files, by name."""
+        return {name: each["sha256"] for name, each in self.manifest["files"].items()}
+
+
+class Packages:
+    """Packages by model. A model that cannot be exported is tried once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._opened: dict[str, Package] = {}
+        self._refused: dict[str, str] = {}
+
+    async def of(self, engine: Engine) -> Package:
+        """The package of a model; the first time that may take many seconds.
+
+        Raises:
+            Invalid: when the model cannot be exported, with what stands in the way.
+            Unavailable: when the package cannot be written.
+        """
+        fingerprint = engine.hosted.fingerprint
+        if fingerprint not in self._opened:
+            try:
+                self._opened[fingerprint] = await self._made(engine)
+            except HostingError as error:
+                self._refused[fingerprint] = str(error)
+            except OSError as error:
+                raise Unavailable(f"The package of the model cannot be written: {error}.", retry_after_s=60) from error
+        if fingerprint in self._refused:
+            raise Invalid(f"Model {engine.hosted.name!r} cannot run on an edge: {self._refused[fingerprint]}")
+        return self._opened[fingerprint]
+
+    async def _made(self, engine: Engine) -> Package:
+        if refused := self._refused.get(engine.hosted.fingerprint):
+            raise HostingError(refused)
+        return await to_thread.run_sync(Package.open, await engine.do(_exported, self._folder))
+
+
+def _exported(hosted: HostedModel, folder: Path) -> Path:
+    # ONNX and its runtime are loaded by the servers that have edges.
+    from normstream.adaptation.export import export  # noqa: PLC0415
+
+    return export(hosted, folder)

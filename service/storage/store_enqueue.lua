@@ -1,0 +1,30 @@
+-- Puts an edge's samples that were not seen before into its stream's queue: all of them, or none.
+-- KEYS: queue, images, tally, known
+-- ARGV: edge, now, most samples, most bytes, ids known at most, since when they are known, then ids and images in turn
+-- Replies how many were new, or -1 when they do not fit; then how many wait, and their bytes.
+local ids, images, bytes, seen = {}, {}, 0, {}
+for i = 7, #ARGV, 2 do
+  if not seen[ARGV[i]] and not redis.call('ZSCORE', KEYS[4], ARGV[i]) then
+    seen[ARGV[i]] = true
+    ids[#ids + 1], images[#images + 1] = ARGV[i], ARGV[i + 1]
+    bytes = bytes + #ARGV[i + 1]
+  end
+end
+local waiting = redis.call('ZCARD', KEYS[1])
+local waiting_bytes = tonumber(redis.call('HGET', KEYS[3], 'bytes') or '0')
+if #ids == 0 then return {0, waiting, waiting_bytes} end
+if waiting + #ids > tonumber(ARGV[3]) or waiting_bytes + bytes > tonumber(ARGV[4]) then
+  return {-1, waiting, waiting_bytes}
+end
+
+for i, id in ipairs(ids) do
+  redis.call('HSET', KEYS[2], id, images[i])
+  -- Redis orders equal times by id: so that samples keep the order in which they came, each is a microsecond later.
+  redis.call('ZADD', KEYS[1], string.format('%.6f', tonumber(ARGV[2]) + (i - 1) * 1e-6), id)
+  redis.call('ZADD', KEYS[4], ARGV[2], id)
+end
+redis.call('HINCRBY', KEYS[3], 'bytes', bytes)
+redis.call('HINCRBY', KEYS[3], 'received:' .. ARGV[1], #ids)
+redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', '(' .. ARGV[6])
+redis.call('ZREMRANGEBYRANK', KEYS[4], 0, -tonumber(ARGV[5]) - 1)
+return {#ids, waiting + #ids, waiting_bytes + bytes}

@@ -1,0 +1,11 @@
+-- Takes samples out of a stream's queue, and counts them for their edges as 'used' or 'dropped'. Stands before the
+-- scripts that do so. The id of a sample is its edge's, a slash, and its own.
+local function take_out(queue, images, tally, fate, ids)
+  for _, id in ipairs(ids) do
+    if redis.call('ZREM', queue, id) == 1 then
+      redis.call('HINCRBY', tally, 'bytes', -redis.call('HSTRLEN', images, id))
+      redis.call('HDEL', images, id)
+      redis.call('HINCRBY', tally, fate .. ':' .. string.match(id, '^[^/]*'), 1)
+    end
+  end
+end

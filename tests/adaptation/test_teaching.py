@@ -1,0 +1,486 @@
+"""Streams that learn from uploaded samples: what holds for every lesson."""
+
+import io
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_net import SIZE, SmallNet, host_small, host_tokens, images, randomised
+
+from normstream.adaptation import (
+    PRESETS,
+    ForeignStateError,
+    HostedModel,
+    HostingError,
+    Preprocessing,
+    Recipe,
+    Request,
+    Sample,
+    SampleError,
+    StateError,
+    StreamState,
+    admit,
+    decode,
+    edge_parameters,
+    encode,
+    initial_state,
+    step,
+    teach,
+)
+from normstream.adaptation import replay as buffers
+from normstream.adaptation.recipe import NORM_MEMBERS, TAUGHT_MEMBERS
+from normstream.adaptation.replay import Kept
+from normstream.adaptation.samples import decoded
+
+NOW = 1_800_000_000.0
+SMALL = {"teacher": "teacher", "batch": 4, "replay": 6, "lr": 0.05, "teacher_lr": 0.05, "replay_bytes": 8 * 1024}
+
+
+def host_teacher(seed=3, classes=5, name="teacher", side=20):
+    torch.manual_seed(seed)
+    return HostedModel(randomised(SmallNet(classes), seed), name, Preprocessing(input_size=(3, side, side)))
+
+
+def named(hosted, name):
+    hosted.name = name
+    return hosted
+
+
+STUDENTS = {"small": host_small(), "tokens": host_tokens()}
+TEACHERS = {"small": host_teacher(), "tokens": named(host_tokens(seed=5), "teacher")}
+
+
+def of(norm="tbr", **changes) -> Recipe:
+    return Recipe.parse({"norm": {"name": norm}, "update": {"name": "cema"} | SMALL | changes})
+
+
+RECIPES = {
+    "small-tbr": ("small", "small", of()),
+    "small-ema": ("small", "small", of("ema", teacher_norm="tbr")),
+    "small-alpha_bn": ("small", "small", of("alpha_bn", teacher_norm="published")),
+    "small-unmix_tns": ("small", "small", of("unmix_tns", teacher_norm="alpha_bn")),
+    "small-iabn": ("small", "small", of("iabn", teacher_norm="unmix_tns")),
+    "small-source-momentless": ("small", "small", of("source", momentum=0.0, replay=0)),
+    "tokens-source": ("tokens", "tokens", of("source", teacher_norm="source")),
+    "tokens-ln_align": ("tokens", "tokens", of("ln_align", teacher_norm="source")),
+    "small of tokens": ("small", "tokens", of("tbr", teacher_norm="source")),
+}
+every_recipe = pytest.mark.parametrize(
+    ("student", "teacher", "recipe"),
+    [(STUDENTS[student], TEACHERS[teacher], recipe) for student, teacher, recipe in RECIPES.values()],
+    ids=RECIPES.keys(),
+)
+
+
+def picture(seed=0, side=16, kind="PNG") -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
+    return compressed(Image.fromarray(pixels), kind)
+
+
+def compressed(image: Image.Image, kind="PNG") -> bytes:
+    data = io.BytesIO()
+    image.save(data, kind)
+    return data.getvalue()
+
+
+def samples(count, first=0, taken_at=NOW) -> list[Sample]:
+    return [Sample(f"s{first + n}", picture(first + n), taken_at + n) for n in range(count)]
+
+
+def taught(student, teacher, recipe, sizes) -> tuple[StreamState, list]:
+    state, reports = initial_state(student, recipe, teacher), []
+    for turn, size in enumerate(sizes):
+        outcome = teach(student, teacher, state, samples(size, first=10 * turn, taken_at=NOW + turn), NOW + turn)
+        state = outcome.state
+        reports.append(outcome.report)
+    return state, reports
+
+
+def same(one: StreamState, other: StreamState) -> bool:
+    assert one.tensors.keys() == other.tensors.keys()
+    return one.step == other.step and all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+
+
+def test_every_taught_member_is_tried_here():
+    assert sorted(TAUGHT_MEMBERS) == ["cema"]
+
+
+@every_recipe
+def test_a_lesson_changes_nothing_it_was_given(student, teacher, recipe):
+    state, _ = taught(student, teacher, recipe, [4])
+    before = {name: value.clone() for name, value in state.tensors.items()}
+    weights = [
+        {name: value.clone() for name, value in each.network.state_dict().items()} for each in (student, teacher)
+    ]
+    outcome = teach(student, teacher, state, samples(3, first=20), NOW)
+    assert all(torch.equal(state.tensors[name], value) for name, value in before.items())
+    for each, own in zip((student, teacher), weights, strict=True):
+        assert all(torch.equal(value, own[name]) for name, value in each.network.state_dict().items())
+    assert not torch.equal(outcome.state.tensors["update.affine"], before["update.affine"])
+    assert not torch.equal(outcome.state.tensors["update.teacher.affine"], before["update.teacher.affine"])
+    assert outcome.state.step == state.step + 1 == 2
+
+
+@every_recipe
+def test_a_state_keeps_its_structure_and_holds_nothing_else(student, teacher, recipe):
+    first = initial_state(student, recipe, teacher)
+    last, _ = taught(student, teacher, recipe, [1, 4])
+    assert {name: (value.shape, value.dtype) for name, value in first.tensors.items()} == {
+        name: (value.shape, value.dtype) for name, value in last.tensors.items()
+    }
+    assert all(value.untyped_storage().nbytes() == value.nbytes for value in last.tensors.values())
+    assert not any(value.requires_grad for value in last.tensors.values())
+
+
+@every_recipe
+def test_the_same_lessons_leave_the_same_state(student, teacher, recipe):
+    (one, first), (other, second) = (taught(student, teacher, recipe, [4, 2, 4]) for _ in range(2))
+    assert same(one, other)
+    assert first == second
+
+
+@every_recipe
+def test_a_lesson_after_encode_and_decode_equals_one_without(student, teacher, recipe):
+    state, _ = taught(student, teacher, recipe, [4, 3])
+    again = admit(decode(encode(state)), student, recipe, teacher)
+    one, other = (teach(student, teacher, each, samples(4, first=40), NOW + 9) for each in (state, again))
+    assert same(one.state, other.state)
+    assert one.report == other.report
+    assert one.report.replayed == (0 if recipe.update.replay == 0 else 6)
+
+
+@every_recipe
+def test_a_new_stream_is_the_source_and_forgets_all_others(student, teacher, recipe):
+    before = initial_state(student, recipe, teacher)
+    taught(student, teacher, recipe, [4, 4])
+    assert same(before, initial_state(student, recipe, teacher))
+    (new,) = step(student, [Request(before, images(3), adapt=False)])
+    (source,) = step(student, [Request(initial_state(student, PRESETS["source"]), images(3))])
+    close = torch.testing.assert_close
+    close(new.logits, source.logits, rtol=1e-4, atol=1e-4)
+
+
+@every_recipe
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_batch_of_any_size_is_learnt_from(student, teacher, recipe, count):
+    state, reports = taught(student, teacher, recipe, [count] * 3)
+    assert all(value.isfinite().all() for value in state.tensors.values())
+    assert [report.used for report in reports] == [count] * 3
+    wanted = math.ceil(recipe.update.replay * count / 4)
+    assert [report.replayed for report in reports] == [min(wanted, seen) for seen in (0, count, 2 * count)]
+    assert not any(report.discarded for report in reports)
+    assert reports[-1].replay_images == min(3 * count, 8)
+
+
+@every_recipe
+@pytest.mark.parametrize("pixels", [np.zeros((16, 16), np.uint8), np.full((16, 16), 255, np.uint8)])
+def test_grey_images_do_no_harm(student, teacher, recipe, pixels):
+    state = initial_state(student, recipe, teacher)
+    for _ in range(3):
+        state = teach(
+            student, teacher, state, [Sample("grey", compressed(Image.fromarray(pixels)), NOW)] * 4, NOW
+        ).state
+    assert all(value.isfinite().all() for value in state.tensors.values())
+
+
+@every_recipe
+def test_predictions_are_those_of_the_edge(student, teacher, recipe):
+    """The state answers, one image or many alike, as a copy of the network with the edge's parameters does."""
+    state, _ = taught(student, teacher, recipe, [4, 4, 4])
+    batch = images(3, seed=7)
+    (result,) = step(student, [Request(state, batch, adapt=False)])
+    assert result.state is state
+    assert result.report is None
+    alone = torch.cat([step(student, [Request(state, image, adapt=False)])[0].logits for image in batch.split(1)])
+    torch.testing.assert_close(alone, result.logits, rtol=1e-4, atol=1e-4)
+    edge = edge_copy(student, edge_parameters(student, state))
+    with torch.inference_mode():
+        torch.testing.assert_close(edge(batch), result.logits, rtol=1e-4, atol=1e-4)
+
+
+def edge_copy(hosted, parameters):
+    """The plain network with the parameters put into it, as an edge has it."""
+    network = randomised(SmallNet()) if hosted.batch_norms else host_tokens().network
+    network.load_state_dict(hosted.network.state_dict())
+    modules = dict(network.named_modules())
+    for name, layers in (
+        ("weight", hosted.layers),
+        ("bias", hosted.layers),
+        ("mean", hosted.batch_norms),
+        ("var", hosted.batch_norms),
+    ):
+        if not layers:
+            assert name not in parameters
+            continue
+        assert parameters[name].shape == (sum(layers.channels),)
+        assert parameters[name].dtype == torch.float32
+        for layer, values in zip(layers, parameters[name].split(layers.channels), strict=True):
+            module = modules[layer.path]
+            target = {"mean": "running_mean", "var": "running_var"}.get(name, name)
+            getattr(module, target).data = values.clone()
+    return network.eval()
+
+
+@pytest.mark.parametrize("name", sorted(NORM_MEMBERS))
+def test_every_norm_member_has_statistics_that_stand(name):
+    """At the start they are the source's; those that remember say what they remember."""
+    hosted = STUDENTS["tokens" if NORM_MEMBERS[name].batch_agnostic else "small"]
+    recipe = PRESETS[name]
+    state = initial_state(hosted, recipe)
+    parameters = edge_parameters(hosted, state)
+    (source,) = step(hosted, [Request(initial_state(hosted, PRESETS["source"]), images(2))])
+    with torch.inference_mode():
+        torch.testing.assert_close(edge_copy(hosted, parameters)(images(2)), source.logits, rtol=1e-3, atol=1e-3)
+    (moved,) = step(hosted, [Request(state, 3 + images(8))])
+    after = edge_parameters(hosted, moved.state)
+    remembers = bool(state.tensors)
+    assert remembers is (name in {"ema", "iabn", "ln_align", "tbr", "unmix_tns"})
+    assert any(not torch.equal(after[key], parameters[key]) for key in after) is remembers
+    assert all(value.isfinite().all() for value in after.values())
+
+
+@pytest.mark.parametrize("update", ["tent", "cotta"])
+def test_a_stream_that_learns_by_itself_can_feed_an_edge(small, update):
+    recipe = Recipe.parse({"norm": {"name": "ema"}, "update": {"name": update, "lr": 0.1}})
+    (result,) = step(small, [Request(initial_state(small, recipe), images(4))])
+    parameters = edge_parameters(small, result.state)
+    name = "update.affine" if update == "tent" else "update.memory.teacher"
+    assert torch.equal(torch.stack([parameters["weight"], parameters["bias"]]), result.state.tensors[name])
+    assert not torch.equal(parameters["mean"], small.batch_norms.source.mean)
+
+
+def test_a_taught_stream_does_not_learn_from_predictions(small):
+    state = initial_state(small, of(), TEACHERS["small"])
+    with pytest.raises(ValueError, match=r"'cema' learns from uploaded samples.*adapt=False"):
+        step(small, [Request(state, images(2))])
+
+
+def test_taught_streams_share_a_batch_with_all_others(small):
+    state, _ = taught(small, TEACHERS["small"], of(), [4, 4])
+    other, _ = taught(small, TEACHERS["small"], of(), [2])
+    requests = [
+        Request(state, images(2), adapt=False),
+        Request(initial_state(small, PRESETS["ema"]), images(3, seed=1)),
+        Request(other, images(1, seed=2), adapt=False),
+        Request(initial_state(small, PRESETS["tent"]), images(2, seed=3)),
+    ]
+    for request, result in zip(requests, step(small, requests), strict=True):
+        (alone,) = step(small, [request])
+        torch.testing.assert_close(result.logits, alone.logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("update.optimizer.velocity", "the student's parameters or statistics would not be finite"),
+        ("update.teacher.optimizer.velocity", "the student's loss is not finite"),
+    ],
+)
+def test_a_step_that_is_not_finite_is_discarded(name, reason):
+    student, teacher = STUDENTS["small"], TEACHERS["small"]
+    state, _ = taught(student, teacher, of(lr=10, teacher_lr=10), [4])
+    state = replace(state, tensors=state.tensors | {name: torch.full_like(state.tensors[name], 3e38)})
+    outcome = teach(student, teacher, state, samples(4, first=30), NOW + 5)
+    assert outcome.report.discarded
+    assert outcome.report.reason == reason
+    for key, value in state.tensors.items():
+        assert key.startswith("update.replay") or torch.equal(outcome.state.tensors[key], value), key
+    assert outcome.report.replay_images == 8
+    assert outcome.state.step == state.step + 1
+    assert all(value.isfinite().all() for value in outcome.state.tensors.values())
+
+
+def test_a_loss_that_is_not_finite_is_discarded_and_told(small):
+    teacher = TEACHERS["small"]
+    state = initial_state(small, of(), teacher)
+    huge = state.tensors | {"update.teacher.affine": torch.full_like(state.tensors["update.teacher.affine"], 3e38)}
+    outcome = teach(small, teacher, replace(state, tensors=huge), samples(4), NOW)
+    assert outcome.report.discarded
+    assert outcome.report.reason == "the teacher's loss is not finite"
+    assert outcome.report.teacher_loss is None
+    assert torch.equal(outcome.state.tensors["update.affine"], state.tensors["update.affine"])
+
+
+# Samples.
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        *(("PNG", mode) for mode in ("RGB", "L", "RGBA", "P", "I;16")),
+        *(("JPEG", mode) for mode in ("RGB", "L", "CMYK")),
+        *(("WEBP", mode) for mode in ("RGB", "RGBA")),
+    ],
+)
+def test_formats_and_modes(kind, mode):
+    image = Image.open(io.BytesIO(picture())).convert(mode)
+    found = decoded(Sample("s", compressed(image, kind), NOW), Preprocessing(input_size=SIZE))
+    assert found.mode == "RGB"
+    assert found.size == (16, 16)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xff\xd8\xff", picture()[:-200], picture(kind="JPEG")[:200], b"GIF89a" + bytes(50), picture(side=33)],
+    ids=["empty", "only a head", "cut png", "cut jpeg", "gif", "too large"],
+)
+def test_a_damaged_sample_is_named_before_anything_is_learnt(small, data):
+    teacher = TEACHERS["small"]
+    state = initial_state(small, of(), teacher)
+    before = {name: value.clone() for name, value in state.tensors.items()}
+    batch = [*samples(2), Sample("the bad one", data, NOW)]
+    with pytest.raises(SampleError, match="the bad one"):
+        teach(small, teacher, state, batch, NOW)
+    assert all(torch.equal(state.tensors[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("taken_at", [math.nan, math.inf])
+def test_a_sample_has_a_time(small, taken_at):
+    teacher = TEACHERS["small"]
+    with pytest.raises(SampleError, match="taken_at"):
+        teach(small, teacher, initial_state(small, of(), teacher), [Sample("s", picture(), taken_at)], NOW)
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_a_lesson_is_of_at_most_a_batch(small, count):
+    teacher = TEACHERS["small"]
+    with pytest.raises(ValueError, match=f"1 to 4 samples, and there are {count}"):
+        teach(small, teacher, initial_state(small, of(), teacher), samples(count), NOW)
+
+
+def test_a_crop_is_resized_to_each_network_and_no_more():
+    image = Image.open(io.BytesIO(picture(side=20)))
+    same, smaller = Preprocessing(input_size=(3, 20, 20), crop_pct=0.5), Preprocessing(input_size=SIZE, crop_pct=0.5)
+    pixels = torch.from_numpy(np.asarray(image).astype(np.float32) / 255).permute(2, 0, 1)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (same.mean, same.std))
+    torch.testing.assert_close(same.of_crop(image), (pixels - mean) / std)
+    whole = Preprocessing(input_size=SIZE, crop_pct=1.0)
+    torch.testing.assert_close(smaller.of_crop(image), whole(image))
+
+
+# The replay buffer.
+
+
+def kept(*sizes, first=0.0):
+    return [Kept(bytes([n + 1]) * size, first + n) for n, size in enumerate(sizes)]
+
+
+def test_a_buffer_gives_back_what_was_put_in():
+    empty = buffers.initial(8192, torch.device("cpu"))
+    assert buffers.unpacked(empty) == []
+    content = kept(2000, 1, 3000)
+    tensors = buffers.packed(content, empty)
+    assert buffers.unpacked(tensors) == content
+    assert buffers.damage(tensors) is None
+    assert {name: (value.shape, value.dtype) for name, value in tensors.items()} == {
+        name: (value.shape, value.dtype) for name, value in empty.items()
+    }
+
+
+def test_a_buffer_of_no_bytes_keeps_nothing(small):
+    teacher, recipe = TEACHERS["small"], of(replay_bytes=0)
+    state, reports = taught(small, teacher, recipe, [4, 4])
+    assert reports[-1].replay_images == reports[-1].replayed == 0
+    assert same(admit(decode(encode(state)), small, recipe, teacher), state)
+
+
+def test_the_oldest_goes_first_and_bytes_are_bounded():
+    content = kept(3000, 3000, 3000)
+    assert buffers.bounded(content[::-1], 6500, 0.0) == content[1:]
+    assert buffers.bounded(content, 100_000, 1.0) == content[1:]
+    assert buffers.bounded(kept(9000), 8192, 0.0) == []
+    many = buffers.bounded(kept(*[1] * 20), 8192, 0.0)
+    assert len(many) == 8  # as many as there are slots
+    assert buffers.unpacked(buffers.packed(many, buffers.initial(8192, torch.device("cpu")))) == many
+
+
+def test_samples_leave_with_age(small):
+    teacher, recipe = TEACHERS["small"], of(replay_age_s=100)
+    state = teach(small, teacher, initial_state(small, recipe, teacher), samples(4), NOW).state
+    young = teach(small, teacher, state, samples(1, first=10, taken_at=NOW + 50), NOW + 50)
+    assert (young.report.replayed, young.report.replay_images) == (2, 5)
+    old = teach(small, teacher, young.state, samples(1, first=20, taken_at=NOW + 101), NOW + 101)
+    assert (old.report.replayed, old.report.replay_images) == (1, 2)
+    late = teach(small, teacher, young.state, samples(1, first=20), NOW + 1000)
+    assert (late.report.used, late.report.replayed, late.report.replay_images) == (1, 0, 0)
+
+
+def test_a_sample_from_the_future_ages_from_now(small):
+    teacher, recipe = TEACHERS["small"], of(replay_age_s=100)
+    state = initial_state(small, recipe, teacher)
+    state = teach(small, teacher, state, samples(2, taken_at=NOW + 1e9), NOW).state
+    assert teach(small, teacher, state, samples(1, taken_at=NOW + 101), NOW + 101).report.replay_images == 1
+
+
+def test_what_is_replayed_is_drawn_by_the_step():
+    content = kept(*[10] * 50)
+    assert buffers.drawn(content, 8, seed=1) == buffers.drawn(content, 8, seed=1)
+    assert buffers.drawn(content, 8, seed=1) != buffers.drawn(content, 8, seed=2)
+    assert len(set(buffers.drawn(content, 50, seed=3))) == 50
+    assert buffers.drawn([], 8, seed=0) == []
+
+
+def test_a_kept_image_that_was_tampered_with_is_passed_over(small):
+    teacher = TEACHERS["small"]
+    state, _ = taught(small, teacher, of(), [4])
+    scrambled = state.tensors | {"update.replay.images": 255 - state.tensors["update.replay.images"]}
+    outcome = teach(small, teacher, replace(state, tensors=scrambled), samples(4, first=9), NOW)
+    assert outcome.report.replayed == 0
+    assert not outcome.report.discarded
+
+
+# What does not fit.
+
+
+def test_a_taught_recipe_needs_its_teacher(small):
+    with pytest.raises(HostingError, match=r"teacher 'teacher'.*host 'teacher' too.*update.teacher"):
+        initial_state(small, of())
+    with pytest.raises(HostingError, match=r"'teacher', and the model given is 'stranger'"):
+        initial_state(small, of(), host_teacher(name="stranger"))
+    with pytest.raises(HostingError, match=r"has 7 classes and 'small' has 5"):
+        initial_state(small, of(), host_teacher(classes=7))
+    with pytest.raises(HostingError, match=r"'teacher' cannot be the teacher of 'cema': 'alpha_bn' adapts batch"):
+        initial_state(small, of(), TEACHERS["tokens"])
+    with pytest.raises(HostingError, match=r"'tbr' adapts batch normalisation"):
+        initial_state(STUDENTS["tokens"], of(), TEACHERS["small"])
+
+
+def test_a_state_of_another_teacher_is_refused(small):
+    teacher, stranger = TEACHERS["small"], host_teacher(seed=8)
+    state, _ = taught(small, teacher, of(), [2])
+    with pytest.raises(ForeignStateError, match=teacher.fingerprint) as caught:
+        admit(decode(encode(state)), small, of(), stranger)
+    assert stranger.fingerprint in str(caught.value)
+    with pytest.raises(HostingError, match="teacher"):
+        admit(decode(encode(state)), small)
+    with pytest.raises(ValueError, match="taught by another model"):
+        teach(small, stranger, state, samples(1), NOW)
+    with pytest.raises(ValueError, match="belongs to model"):
+        teach(host_small(seed=9), teacher, state, samples(1), NOW)
+    with pytest.raises(ValueError, match="has no teacher"):
+        teach(small, teacher, initial_state(small, PRESETS["tent"]), samples(1), NOW)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("update.replay.lengths", lambda value: value - 1),
+        ("update.replay.lengths", lambda value: value + 10**6),
+        ("update.replay.lengths", lambda value: value.flip(0)),
+        ("update.replay.times", lambda value: value * math.nan),
+        ("update.teacher.norm.var", lambda value: -value),
+        ("update.teacher.affine", lambda value: value[:, :-1]),
+        ("update.teacher.fingerprint", lambda value: value[:4]),
+        ("update.teacher.fingerprint", lambda value: 255 - value),
+    ],
+)
+def test_a_state_with_impossible_values_is_refused(small, name, change):
+    teacher = TEACHERS["small"]
+    recipe = of(teacher_norm="ema")
+    state, _ = taught(small, teacher, recipe, [2])
+    wrong = replace(state, tensors=state.tensors | {name: change(state.tensors[name]).contiguous()})
+    with pytest.raises(StateError):
+        admit(decode(encode(wrong)), small, recipe, teacher)

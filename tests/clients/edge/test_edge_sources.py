@@ -1,0 +1,234 @@
+import io
+import os
+import threading
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from normstream.clients.edge.backoff import Backoff
+from normstream.clients.edge.sources import (
+    Frame,
+    SourceError,
+    from_folder,
+    from_jpegs,
+    from_video,
+    newest,
+    open_source,
+    reopened,
+    split_jpegs,
+)
+
+
+def picture(seed: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def jpeg(seed: int, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def with_thumbnail(seed: int) -> bytes:
+    """A JPEG whose metadata hold another whole JPEG, as cameras write them."""
+    whole, thumbnail = jpeg(seed), jpeg(seed + 1)
+    segment = b"Exif\0\0" + thumbnail
+    return whole[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + whole[2:]
+
+
+FILES = [
+    jpeg(0),
+    jpeg(1, progressive=True),
+    with_thumbnail(2),
+    jpeg(3, restart_marker_rows=1),
+    jpeg(4, quality=100, optimize=True),
+]
+
+
+class Chunks(io.RawIOBase):
+    """A pipe that hands out pieces of a size of its own."""
+
+    def __init__(self, content: bytes, size: int) -> None:
+        self.rest = content
+        self.size = size
+
+    def read(self, _: int = -1) -> bytes:
+        piece, self.rest = self.rest[: self.size], self.rest[self.size :]
+        return piece
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000, 2**20])
+def test_a_stream_of_jpegs_is_split_where_they_end(size):
+    assert list(split_jpegs(Chunks(b"".join(FILES), size))) == FILES
+
+
+def test_what_is_between_the_files_is_passed_over():
+    stream = b"junk" + FILES[0] + b"\r\n--boundary\r\n\xff" + FILES[2] + b"\n" + FILES[1][:-50]
+    assert list(split_jpegs(io.BytesIO(stream))) == [FILES[0], FILES[2]]
+
+
+@given(st.binary(max_size=200), st.integers(1, 50))
+def test_no_bytes_upset_the_splitter_and_it_finds_what_comes_after(junk, size):
+    junk = junk.replace(b"\xff", b"\xfe")
+    assert list(split_jpegs(Chunks(junk + FILES[0], size))) == [FILES[0]]
+
+
+@given(st.binary(max_size=300))
+def test_hostile_bytes_end(junk):
+    list(split_jpegs(io.BytesIO(b"\xff\xd8" + junk)))
+
+
+def test_a_broken_image_of_a_stream_is_a_frame_without_an_image():
+    broken = b"\xff\xd8\xff\xda\x00\x02nothing\xff\xd9"
+    frames = list(from_jpegs(io.BytesIO(FILES[0] + broken + FILES[1]), clock=lambda: 5.0))
+    assert [frame.image is None for frame in frames] == [False, True, False]
+    assert [frame.name for frame in frames] == ["0", "1", "2"]
+    assert "cannot decode" in frames[1].problem
+    assert frames[0].taken_at == 5.0
+    np.testing.assert_array_equal(np.asarray(frames[2].image), np.asarray(Image.open(io.BytesIO(FILES[1]))))
+
+
+def test_a_pipe_is_not_waited_for_longer_than_an_image_takes():
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as stream, os.fdopen(write, "wb", buffering=0) as end:
+        frames = open_source("-", stdin=stream)
+        end.write(FILES[0])
+        assert next(frames).name == "0"
+        end.write(FILES[1])
+        assert next(frames).name == "1"
+
+
+def test_a_folder_gives_its_images_by_name(tmp_path):
+    (tmp_path / "b").mkdir()
+    for name in ("z.png", "a.JPG", "b/c.webp"):
+        path = tmp_path / name
+        picture(0).save(path, {".JPG": "JPEG", ".png": "PNG", ".webp": "WEBP"}[path.suffix])
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "m.png").write_bytes(b"broken")
+    frames = list(open_source(str(tmp_path)))
+    assert [(frame.name, frame.image is not None) for frame in frames] == [
+        ("a.JPG", True),
+        ("b/c.webp", True),
+        ("m.png", False),
+        ("z.png", True),
+    ]
+
+
+def test_a_watched_folder_gives_what_comes_later(tmp_path):
+    picture(0).save(tmp_path / "1.png")
+    pauses = []
+
+    def sleep(pause_s: float) -> None:
+        pauses.append(pause_s)
+        picture(len(pauses)).save(tmp_path / f"{len(pauses) + 1}.png")
+
+    frames = from_folder(tmp_path, watch=True, pause_s=3, sleep=sleep)
+    assert [next(frames).name for _ in range(3)] == ["1.png", "2.png", "3.png"]
+    assert pauses == [3, 3]
+    frames.close()
+
+
+def video(path: Path, frames: int = 10, noise: int = 0) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(frames):
+            pixels = np.full((48, 64, 3), 20 * i % 250, np.uint8) + np.random.default_rng(i).integers(
+                0, noise + 1, (48, 64, 3), np.uint8
+            )
+            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return path
+
+
+def test_a_video_gives_its_frames(tmp_path):
+    frames = list(open_source(str(video(tmp_path / "v.mp4"))))
+    assert [frame.name for frame in frames] == [str(i) for i in range(10)]
+    assert all(frame.image.shape == (48, 64, 3) and frame.image.dtype == np.uint8 for frame in frames)
+    assert np.allclose([frame.image.mean() for frame in frames], 20 * np.arange(10), atol=3)
+
+
+def test_one_frame_of_so_many_is_taken(tmp_path):
+    frames = open_source(str(video(tmp_path / "v.mp4")), every=4)
+    assert [frame.name for frame in frames] == ["0", "4", "8"]
+
+
+def test_a_video_that_breaks_off_ends(tmp_path):
+    path = video(tmp_path / "v.mkv", frames=30, noise=200)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert 0 < len([frame for frame in open_source(str(path)) if frame.image is not None]) < 30
+
+
+@pytest.mark.parametrize(
+    ("source", "word"),
+    [("nowhere", "nowhere is no folder"), ("camera:front", "camera:0"), ("camera:/dev/normstream-none", "cannot open")],
+)
+def test_a_source_that_is_none_is_refused_with_what_would_be_right(source, word):
+    with pytest.raises(SourceError, match=word):
+        open_source(source)
+
+
+def test_a_file_that_is_no_video_is_refused(tmp_path):
+    (tmp_path / "v.mp4").write_bytes(b"no video")
+    with pytest.raises(SourceError, match="cannot open"):
+        open_source(str(tmp_path / "v.mp4"))
+
+
+def test_the_newest_frame_of_a_camera_is_taken():
+    reading, seen = threading.Event(), threading.Event()
+
+    def camera():
+        yield Frame("0", None, 0)
+        seen.wait(5)
+        for i in range(1, 100):
+            yield Frame(str(i), None, 0)
+        reading.set()
+
+    frames = newest(camera())
+    assert next(frames).name == "0"
+    seen.set()
+    assert reading.wait(5)
+    assert next(frames).name == "99"
+    assert list(frames) == []
+
+
+def test_a_camera_that_nobody_looks_at_any_more_is_left():
+    left = threading.Event()
+
+    def camera():
+        try:
+            while True:
+                time.sleep(0.001)
+                yield Frame("0", None, 0)
+        finally:
+            left.set()
+
+    frames = newest(camera())
+    next(frames)
+    frames.close()
+    assert left.wait(5)
+
+
+def test_a_camera_that_goes_away_is_opened_again(tmp_path):
+    path = str(video(tmp_path / "v.mp4", frames=2))
+    pauses = []
+    opened = iter([SourceError("away"), SourceError("away"), None])
+
+    def open_again():
+        if error := next(opened):
+            raise error
+        return from_video(path)
+
+    frames = reopened(from_video(path), open_again, Backoff(uniform=lambda _, high: high), pauses.append)
+    assert [next(frames).name for _ in range(4)] == ["0", "1", "0", "1"]
+    assert pauses == [1, 2, 4]
+    frames.close()
