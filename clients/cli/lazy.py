@@ -20,6 +20,7 @@ DEMO = EntryPoint("demo", "normstream.clients.demo.command:demo", GROUP)
 SUMMARIES = {
     "demo": "Watch a server adapt to corrupted photographs.",
     "bench": "Measure recipes on labelled images under corruptions.",
+    "bench continual": "Measure methods that learn classes one pair after the other.",
     "bench edge": "Measure what a cloud-taught edge gains, and what it costs.",
     "calibrate": "Measure what some recipes need to know of a model's source data.",
     "serve": "Serve models over HTTP.",

@@ -227,6 +227,11 @@ class EdgeClient:
             at=self._clock.unix_s(),
         )
 
+    @property
+    def tried(self) -> str | None:
+        """The newest version that came and was taken into use or rolled back; None before the first."""
+        return self._updater.tried
+
     def drain(self, limit_s: float) -> bool:
         """Upload all that waits, within a time; return whether it was enough."""
         deadline = time.monotonic() + limit_s

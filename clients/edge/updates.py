@@ -70,6 +70,7 @@ class Updater:
         precision: Of the parameters as they travel, "float16" or "float32".
         wait_s: How long the server may wait for a new version before it answers that there is none.
         held: The newest version that came whole.
+        tried: The newest version that was taken into use or rolled back.
         problem: What was wrong with the last update; None when nothing was.
         applied_ms: How long the last update took, from its bytes to its use.
     """
@@ -86,6 +87,7 @@ class Updater:
     precision: str = "float16"
     wait_s: float = 25.0
     held: Held | None = None
+    tried: str | None = None
     problem: str | None = None
     applied_ms: float | None = None
 
@@ -131,10 +133,12 @@ class Updater:
         except EdgeError as error:
             self.counters.rolled_back += 1
             self._refuse(error)
+            self.tried = update.tag
             return
         self.counters.updates += 1
         self.problem = None
         self.swap(network, update)
+        self.tried = update.tag
         self.applied_ms = 1000 * (time.perf_counter() - began)
         logger.info("version %s in use after %.0f ms", update.tag, self.applied_ms)
         self._keep(update)

@@ -111,6 +111,8 @@ def test_the_installed_commands_are_found():
         "snapshot",
         "demo",
         "bench",
+        "bench continual",
+        "bench edge",
         "calibrate",
         "doctor",
         "serve",
