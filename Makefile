@@ -23,7 +23,7 @@ demo: setup ## watch a server adapt to corrupted photographs (SERVE=1 leaves it 
 	$(BIN)/normstream demo $(if $(SERVE),--serve)
 
 test: setup ## run all tests
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses auto $(ARGS)
 
 benchmarks: setup ## measure speed and memory (on a machine that does nothing else)
 	$(BIN)/python benchmarks/forward.py

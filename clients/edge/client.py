@@ -196,12 +196,12 @@ class EdgeClient:
     ) -> EdgePrediction:
         self._recent.append((pixels, uncertain))
         sample = None
-        if verdict.reason is None:
+        if verdict.reason is not None:
+            self._counters.excluded[verdict.reason] += 1
+        elif self._membership.identity.taught:
             sample = secrets.token_hex(10)
             self._keeper.offer(Candidate(sample, pixels, taken_at, verdict.score))
             self._workers["keep"].wake()
-        else:
-            self._counters.excluded[verdict.reason] += 1
         top = likeliest(row, self.package.labels, self.options.top_k)
         return EdgePrediction(top, uncertain, version, sample, verdict.reason)
 

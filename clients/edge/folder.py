@@ -37,6 +37,7 @@ class Identity:
         recipe: How it is to be adapted.
         group: Edges of one group share their adaptation.
         hosted: The name of the model that it got; None until it is registered.
+        taught: Whether it has a teacher; without one no samples are uploaded.
         fingerprint: The fingerprint of that model's weights.
     """
 
@@ -46,6 +47,7 @@ class Identity:
     recipe: Any = "cema"
     group: str | None = None
     hosted: str | None = None
+    taught: bool = True
     fingerprint: str | None = None
 
     def __repr__(self) -> str:

@@ -103,8 +103,12 @@ class Link:
         """Close the connections; no thread may be using them."""
         self._http.close()
 
-    def register(self, identity: Identity) -> str:
-        """Make the edge known to the server, which may know it already; return the name of its model."""
+    def register(self, identity: Identity) -> tuple[str, bool]:
+        """Make the edge known to the server, which may know it already.
+
+        Returns:
+            The name of its model, and whether that has a teacher, which learns from samples.
+        """
         try:
             patience = httpx.Timeout(self._timeout_s, read=_EXPORT_S)
             response = self._send("POST", "/v1/edges", json=identity.request(), timeout=patience)
@@ -113,7 +117,7 @@ class Link:
         answer = self._json(response, {200, 201})
         if not isinstance(answer.get("model"), str):
             raise Unreachable("the answer to the registration names no model")
-        return str(answer["model"])
+        return str(answer["model"]), answer.get("teacher") is not None
 
     def upload(self, identity: Identity, samples: Sequence[Waiting], report: Mapping[str, Any]) -> None:
         """Send samples and the edge's report; without samples the report alone."""

@@ -75,7 +75,8 @@ class Membership:
         with self._registering:
             if self._known:
                 return
-            self._keep(replace(self.identity, hosted=self.link.register(self.identity)))
+            hosted, taught = self.link.register(self.identity)
+            self._keep(replace(self.identity, hosted=hosted, taught=taught))
             self._known = True
         logger.info("registered at the server as %s", self.identity.edge)
 

@@ -23,7 +23,7 @@ class EdgePrediction:
         entropy: Of all classes' probabilities, in nats.
         version: The version of the parameters; None for those that the model came with.
         sample: The id under which the image is to be uploaded; None when it is not.
-        excluded: Why it is not uploaded; None when it is.
+        excluded: Why it is not worth uploading; None when it is. (Where the model has no teacher, nothing is uploaded.)
     """
 
     top: tuple[ClassScore, ...]

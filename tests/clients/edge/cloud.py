@@ -86,8 +86,8 @@ class Cloud:
         if known != asked:
             return problem(409, f"edge {asked['id']} exists with another key, model or recipe")
         self.unknown = False
-        package = "/v1/models/tiny/package"
-        return said({**asked, "model": "tiny", "stream": f"edge-{asked['id']}", "tag": "g.0", "package": package}, 201)
+        given = {"model": "tiny", "stream": f"edge-{asked['id']}", "tag": "g.0", "package": "/v1/models/tiny/package"}
+        return said({**asked, **given, "teacher": "large" if asked["recipe"] == "cema" else None}, 201)
 
     def file(self, path: str, headers: Any) -> Answer:
         name = path.partition("/package")[2].lstrip("/") or "manifest.json"

@@ -187,6 +187,17 @@ def test_what_is_not_worth_sending_is_counted_by_its_reason(server, start):
     assert server.samples == {}
 
 
+def test_without_a_teacher_nothing_is_uploaded(server, start):
+    edge = start(recipe="ema")
+    (prediction,) = edge.step(photo())
+    assert (prediction.sample, prediction.excluded) == (None, None)
+    assert edge.drain(5)
+    assert until(lambda: server.reports)
+    assert not server.samples
+    edge.close()
+    assert start(recipe="ema").step(photo())[0].sample is None  # It remembers.
+
+
 def test_the_budget_is_kept(server, start):
     client = start(options={"bytes_per_hour": 3600.0, "burst_bytes": 10_000})
     for i in range(50):

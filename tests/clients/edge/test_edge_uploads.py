@@ -267,7 +267,7 @@ def test_problems_are_logged_once_until_all_is_well_again(server, uploader, hand
 
 def test_bytes_are_counted_both_ways(server, link):
     identity = Identity("gate", KEY)
-    assert link.register(identity) == "tiny"
+    assert link.register(identity) == ("tiny", True)
     up, down = link.bytes_up, link.bytes_down
     assert up > len(KEY)
     assert down > len(KEY)
