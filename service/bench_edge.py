@@ -24,7 +24,7 @@ from normstream.adaptation import Preprocessing
 from normstream.adaptation.bench import corruptions as known
 from normstream.adaptation.bench import datasets
 from normstream.adaptation.bench.cache import Cache
-from normstream.adaptation.bench.errors import BenchError
+from normstream.adaptation.bench.errors import BenchError, given_by
 from normstream.clients import Client
 from normstream.clients.demo.server import running
 from normstream.clients.edge import EdgeClient, Options
@@ -82,9 +82,11 @@ def bench_edge(
 ) -> None:
     """Measure what a cloud-taught edge gains, and what it costs."""
     try:
-        source = datasets.find(data)
+        with given_by("--data"):
+            source = datasets.find(data)
         hosted = source.host(model)
-        dataset = source.load(hosted, images)
+        with given_by("--data"):
+            dataset = source.load(hosted, images)
         names = known.chosen(corruptions)
     except BenchError as error:
         _refuse(error)
