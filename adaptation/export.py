@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from .edge_parameters import edge_parameters
 from .export_check import check
 from .export_graph import adaptive, replaceable
 from .export_trace import trace
 from .hosting import HostedModel, HostingError
 from .member import Tensors
 from .models import labels
+from .recipe import PRESETS
 from .reference import reference_images
+from .state import initial_state
 
 FORMAT = "normstream.package/1"
 MANIFEST = "manifest.json"
@@ -64,12 +67,7 @@ def is_whole(place: Path) -> bool:
 
 def source_parameters(hosted: HostedModel) -> Tensors:
     """The trained network's own: `weight`, `bias` [C_total] of all layers; of batch norms `mean`, `var` [C_total]."""
-    weight, bias = hosted.layers.affine.cpu().float()
-    parameters = {"weight": weight, "bias": bias}
-    if hosted.batch_norms:
-        source = hosted.batch_norms.source
-        parameters |= {"mean": source.mean.cpu().float(), "var": source.var.cpu().float()}
-    return parameters
+    return edge_parameters(hosted, initial_state(hosted, PRESETS["source"]))
 
 
 def _write(hosted: HostedModel, folder: Path) -> None:

@@ -38,16 +38,17 @@ class Preprocessing(Frozen):
 
     def array(self, image: Image) -> NDArray[np.float32]:
         """The same as [H, W, C], made without torch and so without a team of OpenMP threads."""
-        return self._normalised(np.moveaxis(np.asarray(self._to_pixels(image)), 0, 2))
+        return self.normalise(np.moveaxis(np.asarray(self._to_pixels(image)), 0, 2))
 
     def of_crop(self, image: Image) -> Tensor:
         """An RGB image that is a network's input already, this one's or another's: no further crop; [C, H, W]."""
         _, height, width = self.input_size
         if image.size != (width, height):
             image = image.resize((width, height), str_to_pil_interp(self.interpolation))
-        return torch.from_numpy(self._normalised(np.asarray(image))).permute(2, 0, 1)
+        return torch.from_numpy(self.normalise(np.asarray(image))).permute(2, 0, 1)
 
-    def _normalised(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Pixels [..., C] of the input's size, in the same shape."""
         array: NDArray[np.float32] = pixels.astype(np.float32)
         array /= np.float32(255)
         array -= np.asarray(self.mean, np.float32)

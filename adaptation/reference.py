@@ -30,12 +30,7 @@ def reference_images(hosted: HostedModel) -> NDArray[np.uint8]:
 
 def normalised(hosted: HostedModel, pixels: NDArray[np.uint8]) -> Tensor:
     """Pixels [B, H, W, C] that have the input's size already, as the network's input: float32 [B, C, H, W]."""
-    preprocessing = hosted.preprocessing
-    array = pixels.astype(np.float32)
-    array /= np.float32(255)
-    array -= np.asarray(preprocessing.mean, np.float32)
-    array /= np.asarray(preprocessing.std, np.float32)
-    return torch.from_numpy(array).permute(0, 3, 1, 2).to(hosted.device)
+    return torch.from_numpy(hosted.preprocessing.normalise(pixels)).permute(0, 3, 1, 2).to(hosted.device)
 
 
 def reference_logits(hosted: HostedModel, parameters: Tensors, reference: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ from .slots import NORM_MEMBERS, one_of
 class Published(TBR):
     """As batch normalisation in training: the batch's own statistics while it learns, the running ones elsewhere."""
 
-    name: Literal["published"] = "published"  # type: ignore[assignment]
+    name: Literal["published"] = "published"  # type: ignore[assignment] # another literal than TBR's
 
     def plan(self, source: Moments, batch: Batch, state: Tensors) -> tuple[Moments, Tensors]:
         """The batch's, and the running statistics moved as those of `tbr`."""

@@ -71,7 +71,11 @@ class Entrant:
 # The published baseline passes new and replayed images through the network apart, AdaB²N together; so that the gain of
 # the one is not taken for that of the other, batch normalisation comes in both.
 NORMS = (("bn", False), ("bn", True), ("gn", True), ("cn", True), ("adab2n", True))
-ENTRANTS = tuple(Entrant(method, norm, together) for method in ("er_ace", "derpp") for norm, together in NORMS)  # type: ignore[arg-type]
+ENTRANTS = tuple(
+    Entrant(method, norm, together)  # type: ignore[arg-type] # mypy takes the literals for any text
+    for method in ("er_ace", "derpp")
+    for norm, together in NORMS
+)
 
 
 @dataclass(frozen=True, slots=True)

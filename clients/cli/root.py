@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from normstream.clients.cli import models, snapshots, streams
 from normstream.clients.cli.lazy import LazyGroup
 from normstream.clients.errors import NormstreamError
+from normstream.clients.version_option import Version
 
 
 class RootGroup(LazyGroup):
@@ -39,17 +39,9 @@ app.command("recipes")(models.recipes)
 app.command("methods")(models.methods)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(version("normstream"))
-        raise typer.Exit
-
-
 @app.callback()
 def root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Version = False,
 ) -> None:
     """Image models that keep adapting to each camera."""
     del version  # Unused: its callback does the work.

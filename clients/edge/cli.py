@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from enum import StrEnum
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +32,7 @@ from normstream.clients.edge.selection import Criteria
 from normstream.clients.edge.sources import Frame, SourceError, open_source
 from normstream.clients.edge.status import Status
 from normstream.clients.errors import InvalidArgument, NormstreamError
+from normstream.clients.version_option import Version
 
 _CONSOLE = Console(markup=False, emoji=False, highlight=False)
 
@@ -68,17 +68,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(installed_version("normstream"))
-        raise typer.Exit
-
-
 @app.callback()
 def root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Version = False,
 ) -> None:
     """Predict on this machine with a model that a server adapts; needs no torch."""
     del version  # Unused: its callback does the work.

@@ -54,7 +54,7 @@ class EdgeShelf:
     async def page(self, limit: int, after: str | None) -> tuple[list[EdgeRecord], str | None]:
         """The edges that follow the id `after`, and the last of them if yet more follow."""
         found: list[EdgeRecord] = []
-        while len(found) <= limit and (ids := await self._ids(limit + 1 - len(found), after)):
+        while len(found) <= limit and (ids := await self._link.ids(self._keys.edges, limit + 1 - len(found), after)):
             records = await self._records(ids)
             await self._drop_gone(set(ids) - set(records))
             found += records.values()
@@ -83,12 +83,6 @@ class EdgeShelf:
         if not deleted:
             raise UnknownEdge(edge_id)
         return record, not left
-
-    async def _ids(self, limit: int, after: str | None) -> list[str]:
-        start = "-" if after is None else f"({after}"
-        async with self._link.reach() as redis:
-            ids: Any = await redis.zrange(self._keys.edges, start, "+", bylex=True, offset=0, num=limit)
-        return [edge_id.decode() for edge_id in ids]
 
     async def _records(self, ids: list[str]) -> dict[str, EdgeRecord]:
         async with self._link.reach() as redis, redis.pipeline(transaction=False) as pipe:

@@ -70,6 +70,13 @@ class RedisLink:
         texts = [files(__package__).joinpath(f"store_{name}.lua").read_text() for name in names]
         return self._redis.register_script("\n".join(texts))
 
+    async def ids(self, key: str, limit: int, after: str | None) -> list[str]:
+        """A page of the ids in a sorted set: those that follow `after`, in order."""
+        start = "-" if after is None else f"({after}"
+        async with self.reach() as redis:
+            found: Any = await redis.zrange(key, start, "+", bylex=True, offset=0, num=limit)
+        return [each.decode() for each in found]
+
     @asynccontextmanager
     async def reach(self, blocking_s: float = 0.0) -> AsyncIterator[Redis]:
         """The client, for commands one after another that together take no longer than the time-out.

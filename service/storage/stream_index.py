@@ -1,7 +1,6 @@
 """The list of all streams."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from normstream.service.storage.keyspace import Keyspace
 from normstream.service.storage.records import StreamSummary, field_names, from_fields
@@ -22,18 +21,12 @@ class StreamIndex:
     async def page(self, limit: int, after: str | None) -> tuple[list[StreamSummary], str | None]:
         """The streams that follow the id `after`, and the last of them if yet more follow."""
         found: list[StreamSummary] = []
-        while len(found) <= limit and (ids := await self._ids(limit + 1 - len(found), after)):
+        while len(found) <= limit and (ids := await self._link.ids(self._keys.index, limit + 1 - len(found), after)):
             summaries = await self.summaries(ids)
             await self.drop_gone(set(ids) - set(summaries))
             found += summaries.values()
             after = ids[-1]
         return found[:limit], found[limit - 1].id if len(found) > limit else None
-
-    async def _ids(self, limit: int, after: str | None) -> list[str]:
-        start = "-" if after is None else f"({after}"
-        async with self._link.reach() as redis:
-            ids: Any = await redis.zrange(self._keys.index, start, "+", bylex=True, offset=0, num=limit)
-        return [stream_id.decode() for stream_id in ids]
 
     async def summaries(self, ids: Iterable[str]) -> dict[str, StreamSummary]:
         """Those of the streams that are there, by id, without their states."""
