@@ -17,7 +17,6 @@ from torch.nn import functional
 from .hosting import HostedModel, HostingError
 from .member import NormMember, Tensors
 from .moments import Batch, Moments, side_by_side
-from .part import Part
 from .rates import PUBLISHED_BATCH
 
 FORMAT = "normstream.calibration/1"
@@ -143,6 +142,7 @@ class _Watch(NormMember):
     """Leaves layer and group norms as they are trained; what they give is noted as for any member."""
 
     name: Literal["watch"] = "watch"
+    batch_agnostic = True
 
     def plan(self, source: Moments, batch: Batch, state: Tensors) -> tuple[Moments, Tensors]:
         del batch
@@ -153,7 +153,7 @@ def _look(hosted: HostedModel, images: Tensor) -> _Look:
     """One forward and one backward pass."""
     layers, samples = hosted.layers, hosted.sample_norms
     affine = layers.affine.clone().requires_grad_()
-    part = Part(_Watch(), (len(images),), samples.apart({}), layers.rows(affine.unsqueeze(0)))
+    part = hosted.part(_Watch(), (len(images),), {}, affine.unsqueeze(0))
     with torch.enable_grad():
         logits, features = hosted.forward(images, [part])
         predicted = logits.detach().argmax(1)

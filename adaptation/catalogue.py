@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import Field
 
+from .continual.layer_norms import LearningNorm
+from .continual.learning import METHODS
 from .member import Frozen, Member, Need, NormMember
 from .recipe import PRESETS, SLOTS
 from .taught_member import TaughtMember
@@ -44,7 +46,7 @@ class Parameter(Frozen):
 class Method(Frozen):
     """One member of one slot."""
 
-    slot: str
+    slot: str = Field(description="its place in a recipe, with the group's before a dot, as in learn.norm")
     name: str
     summary: str = Field(description="in one sentence")
     text: list[str] = Field(description="all that its author says, in paragraphs")
@@ -81,7 +83,7 @@ def _method(slot: str, name: str, kind: type[Member]) -> Method:
         citations=list(dict.fromkeys(_CITATION.findall(" ".join(text)))),
         parameters=[parameter for parameter in parameters if parameter.name != "name"],
         layers=next((need.value for need in Need if need in member.needs & LAYERS), None),
-        backward=isinstance(member, UpdateMember | TaughtMember),
+        backward=_learns(member),
         classifier=Need.CLASSIFIER in member.needs,
         calibration=bool(member.needs & CALIBRATED),
         extra_forwards=member.extra_forwards,
@@ -90,10 +92,15 @@ def _method(slot: str, name: str, kind: type[Member]) -> Method:
     )
 
 
+def _learns(member: Member) -> bool:
+    """Whether it moves parameters."""
+    return isinstance(member, (UpdateMember, TaughtMember, LearningNorm, *METHODS.values()))
+
+
 def _cost(member: Member) -> Cost:
     if member.extra_forwards != "none":
         return Cost.SEVERAL_FORWARDS
-    if isinstance(member, UpdateMember | TaughtMember):
+    if _learns(member):
         return Cost.BACKWARD
     if isinstance(member, NormMember):
         return Cost.MOMENTS if member.adapts else Cost.NOTHING

@@ -6,6 +6,7 @@ changed or made for something else are refused with the reason.
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,12 +14,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from . import replay
+from .continual.admission import damage
+from .continual.learning import Learning
 from .hosting import HostedModel
+from .learnt import Learnt
+from .learnt_model import learner_of
 from .member import Tensors
 from .recipe import Recipe
-from .state import StreamState, initial_state, slot
+from .requirements import require
+from .state import StreamState, initial_slots
+from .tensor_slots import in_slot, slot
 
 FORMAT = "normstream.state/1"
+LEARNT_FORMAT = "normstream.learnt/1"
 MAX_STEP = 2**52  # What comes after it still fits JSON's and Lua's numbers.
 _ENTRY = "normstream"  # of the safetensors metadata
 
@@ -32,7 +40,11 @@ class ForeignStateError(StateError):
 
 
 def encode(state: StreamState) -> bytes:
-    """The state as safetensors bytes; equal states give equal bytes."""
+    """The whole state as safetensors bytes; equal states give equal bytes.
+
+    What was learnt from labels is large and changes seldom. To keep the two apart, encode the state with `learnt` None
+    here and the other with `encode_learnt`.
+    """
     header = {
         "format": FORMAT,
         "model": state.model,
@@ -40,27 +52,53 @@ def encode(state: StreamState) -> bytes:
         "recipe": state.recipe.canonical(),
         "step": state.step,
     }
-    tensors = {name: value.cpu().contiguous() for name, value in state.tensors.items()}
-    # One entry: safetensors writes several in no fixed order.
-    return save(tensors, {_ENTRY: json.dumps(header | {"digest": _digest(header, tensors)})})
+    learnt = {} if state.learnt is None else in_slot(state.learnt.tensors, "learn")
+    return _written(header, state.tensors | learnt)
 
 
 def decode(data: bytes) -> StreamState:
-    """A state from bytes, on the CPU.
+    """A state from bytes, on the CPU; without `learnt` where it was encoded apart.
 
     Raises:
         StateError: when the bytes are not a whole, unchanged state of this format.
     """
+    header, tensors = _read(data, FORMAT)
+    state = _state(header, tensors)
+    if state.recipe.learn is None or not (learnt := slot(tensors, "learn")):
+        return state
+    rest = {name: value for name, value in tensors.items() if not name.startswith("learn.")}
+    return replace(state, tensors=rest, learnt=Learnt(state.fingerprint, state.recipe.learn, learnt))
+
+
+def encode_learnt(state: StreamState) -> bytes:
+    """What the state's stream has learnt, alone.
+
+    Raises:
+        ValueError: when the stream learns nothing from labels.
+    """
+    if state.learnt is None:
+        raise ValueError(f"a stream of recipe {state.recipe.canonical()} learns nothing from labels")
+    learnt = state.learnt
+    header = {
+        "format": LEARNT_FORMAT,
+        "fingerprint": learnt.fingerprint,
+        "learning": learnt.learning.model_dump_json(),
+    }
+    return _written(header, learnt.tensors)
+
+
+def decode_learnt(data: bytes) -> Learnt:
+    """The inverse, on the CPU.
+
+    Raises:
+        StateError: when the bytes are not whole, unchanged and of this format.
+    """
+    header, tensors = _read(data, LEARNT_FORMAT)
     try:
-        tensors = load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise StateError(f"not a safetensors file, or cut short: {error}") from None
-    header = _header(data)
-    if header.get("format") != FORMAT:
-        raise StateError(f"format is {header.get('format')!r}, expected {FORMAT!r}")
-    if header.pop("digest", None) != _digest(header, tensors):
-        raise StateError("the digest does not match: the bytes were changed after they were written")
-    return _state(header, tensors)
+        learning = Learning.model_validate_json(str(header.get("learning")))
+    except ValueError as error:
+        raise StateError(f"how it was learnt is none of our ways: {error}") from None
+    return Learnt(str(header.get("fingerprint")), learning, tensors)
 
 
 def admit(
@@ -82,14 +120,57 @@ def admit(
         )
     if recipe is not None and state.recipe != recipe:
         raise ForeignStateError(f"the state is of recipe {state.recipe.canonical()}, and this is {recipe.canonical()}")
-    expected = initial_state(hosted, state.recipe, teacher).tensors
+    require(hosted, state.recipe)
+    learnt = _admitted_learnt(state, hosted)
+    expected = initial_slots(hosted, state.recipe, learnt, teacher)
     if teacher is not None:
         _check_teacher(state.tensors, expected, teacher)
     _check_tensors(state.tensors, expected)
     if state.recipe.teacher and (wrong := replay.damage(slot(state.tensors, "update.replay"))):
         raise StateError(f"the replay buffer is damaged: {wrong}")
     tensors = {name: value.to(hosted.device) for name, value in state.tensors.items()}
-    return StreamState(hosted.name, state.fingerprint, state.recipe, state.step, tensors)
+    return StreamState(hosted.name, state.fingerprint, state.recipe, state.step, tensors, learnt)
+
+
+def _admitted_learnt(state: StreamState, hosted: HostedModel) -> Learnt | None:
+    """What was learnt from labels, on the model's device."""
+    learnt, learning = state.learnt, state.recipe.learn
+    if learning is None:
+        if learnt is not None:
+            raise StateError(
+                f"it holds what was learnt from labels, and its recipe {state.recipe.canonical()} does not"
+            )
+        return None
+    if learnt is None:
+        raise StateError("what was learnt from labels is missing")
+    if (learnt.fingerprint, learnt.learning) != (state.fingerprint, learning):
+        raise ForeignStateError(
+            f"what was learnt is of model {learnt.fingerprint} and {learnt.learning.model_dump_json()}, and this is"
+            f" {state.fingerprint} and {learning.model_dump_json()}"
+        )
+    if wrong := damage(learner_of(hosted, learning), learnt.tensors):
+        raise StateError(f"what was learnt is damaged: {wrong}")
+    return learnt.to(hosted.device)
+
+
+def _written(header: dict[str, Any], tensors: Tensors) -> bytes:
+    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    # One entry: safetensors writes several in no fixed order.
+    return save(tensors, {_ENTRY: json.dumps(header | {"digest": _digest(header, tensors)})})
+
+
+def _read(data: bytes, expected: str) -> tuple[dict[str, Any], Tensors]:
+    """Header and tensors of bytes in the format that is expected."""
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise StateError(f"not a safetensors file, or cut short: {error}") from None
+    header = _header(data)
+    if header.get("format") != expected:
+        raise StateError(f"format is {header.get('format')!r}, expected {expected!r}")
+    if header.pop("digest", None) != _digest(header, tensors):
+        raise StateError("the digest does not match: the bytes were changed after they were written")
+    return header, tensors
 
 
 def _header(data: bytes) -> dict[str, Any]:

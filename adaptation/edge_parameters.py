@@ -6,7 +6,8 @@ from torch import Tensor
 from .hosting import HostedModel
 from .member import Tensors
 from .standing import folded
-from .state import StreamState, slot
+from .state import StreamState
+from .tensor_slots import slot
 from .update_member import UpdateMember
 
 

@@ -2,13 +2,14 @@
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .layers import Layers, find_layers
+from .layers import Layers, NormLayer, find_layers
 from .member import NormMember, Tensors
 from .moments import Batch, Moments
 from .packing import pack
@@ -47,6 +48,11 @@ class HostedModel:
     Raises:
         HostingError: when served layers do not reproduce the network or streams meet, with the difference seen.
     """
+
+    own_network = False
+    """Whether the network that answers is another than `network`; only a learnt model's can be."""
+    own_layers: Mapping[str, NormLayer] = MappingProxyType({})
+    """Layers, by path, that take the place of those that the network was hosted with; a learnt model has some."""
 
     def __init__(
         self,
@@ -93,6 +99,18 @@ class HostedModel:
         self._calibration = calibration
         self._serve(self.layers.calibrated(None if calibration is None else calibration.moments))
 
+    def part(self, member: NormMember, sizes: tuple[int, ...], norm: Tensors, affine: Tensor | None = None) -> Part:
+        """Consecutive samples of S streams, for a forward pass.
+
+        Args:
+            member: of their norm slot.
+            sizes: S numbers: how many samples are each stream's.
+            norm: their states of the member, each [S, ..., C_total of the layers that it plans].
+            affine: their own weights and biases of all layers side by side, [S, 2, C_total].
+        """
+        rows = None if affine is None else self.layers.rows(affine)
+        return Part(member, sizes, self.planned(member).apart(norm), rows, self.own_layers)
+
     def planned(self, member: NormMember) -> Layers:
         """The layers whose statistics a member chooses."""
         if not member.adapts:
@@ -100,17 +118,25 @@ class HostedModel:
         return self.sample_norms if member.batch_agnostic else self.batch_norms
 
     def forward(self, images: Tensor, parts: Sequence[Part]) -> Forwarded:
-        """One forward pass for many streams.
+        """One forward pass for many streams, answered.
 
         Args:
             images: preprocessed, [B, C, H, W].
             parts: who the samples belong to, in order; their states move on.
         """
+        return self.answered(self.run(images, parts))
+
+    def answered(self, passed: Forwarded) -> Forwarded:
+        """What the network's pass gives, or some of its samples', with this model's answers."""
+        return passed
+
+    def run(self, images: Tensor, parts: Sequence[Part]) -> Forwarded:
+        """The network's pass alone; parts may be of any model of this network."""
         if self.network.training:
             self.network.eval()
         running = self._running
         # Where nothing adapts every layer is left alone, and the answer is the network's own to the last bit.
-        running.parts = parts if any(part.member.adapts or part.affine is not None for part in parts) else None
+        running.parts = parts if any(part.adapts for part in parts) else None
         running.features = None
         try:
             logits = self.network(images.contiguous(memory_format=self.memory_format))
@@ -118,10 +144,13 @@ class HostedModel:
         finally:
             running.parts = running.features = None
 
-    def _serve(self, layers: Layers) -> None:
+    def _take(self, layers: Layers) -> None:
         self.layers = layers
         self.batch_norms = Layers(layer for layer in layers if layer.normalise is None)
         self.sample_norms = Layers(layer for layer in layers if layer.normalise is not None)
+
+    def _serve(self, layers: Layers) -> None:
+        self._take(layers)
         modules = dict(self.network.named_modules())
         for layer in layers:
             served = Served(layer, self._running, overwrite=layer.path in self._overwritable)
@@ -139,7 +168,7 @@ class HostedModel:
 
         handle = module.register_forward_pre_hook(keep)
         with torch.inference_mode():
-            part = Part(_SourcePlan(name="source"), (len(example),), self.batch_norms.apart({}))
+            part = self.part(_SourcePlan(name="source"), (len(example),), {})
             features = self.forward(example, [part]).features
             if features is not None and features.dim() == 2 and torch.allclose(module(features), expected, atol=1e-4):
                 return module
@@ -155,8 +184,7 @@ class HostedModel:
         _demand_equal(together, apart, f"images of one batch meet in the network {self.refused or ''}".rstrip())
 
     def _try(self, images: Tensor, member: NormMember, sizes: tuple[int, ...]) -> Tensor:
-        rows = self.layers.rows(self.layers.affine.expand(len(sizes), 2, -1))
-        part = Part(member, sizes, self.batch_norms.apart({}), rows)
+        part = self.part(member, sizes, {}, self.layers.affine.expand(len(sizes), 2, -1))
         with torch.inference_mode():
             return self.forward(images, [part]).logits
 

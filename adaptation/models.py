@@ -1,6 +1,7 @@
-"""Where hosted models come from: bundled ImageNet weights, timm's hub names, local checkpoints."""
+"""Where hosted models come from: bundled ImageNet weights, timm's hub names, local checkpoints, seeds."""
 
 import importlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
+from . import cifar_networks  # noqa: F401 (which registers them with timm)
 from .hosting import HostedModel, HostingError
 from .member import Frozen
 from .preprocessing import Preprocessing
@@ -30,17 +32,24 @@ class ModelSpec(Frozen):
     'tf_efficientnet_lite0'
     >>> ModelSpec.parse("name=cats,architecture=resnet18,checkpoint=cats.safetensors,classes=12").title
     'cats'
+    >>> ModelSpec.parse("architecture=cifar_resnet10,seed=0,classes=10").title
+    'cifar_resnet10'
     """
 
     architecture: str = Field(description="a timm model name, such as resnet50 or resnet50.a1_in1k")
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$", description="what clients call it")
     checkpoint: Path | None = Field(None, description="a local .safetensors or .pth file of weights")
-    classes: int | None = Field(None, ge=2, le=1_000_000, description="number of classes of the checkpoint")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="weights drawn from this seed, to learn from scratch")
+    classes: int | None = Field(
+        None, ge=2, le=1_000_000, description="number of classes of the checkpoint, or of a network with a seed"
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> "ModelSpec":
-        if (self.checkpoint is None) != (self.classes is None):
-            raise ValueError("give checkpoint and classes together")
+        if self.checkpoint is not None and self.seed is not None:
+            raise ValueError("give a checkpoint or a seed of untrained weights, not both")
+        if (self.checkpoint is None and self.seed is None) != (self.classes is None):
+            raise ValueError("give checkpoint and classes together, or seed and classes")
         return self
 
     @classmethod
@@ -73,17 +82,36 @@ def load_model(spec: ModelSpec, device: str | torch.device = "cpu") -> HostedMod
 
 
 def labels(hosted: HostedModel) -> list[str] | None:
-    """Names of the classes: ImageNet's when the model has its 1000, else unknown."""
+    """Names of the classes, all different: ImageNet's when the model has its 1000, else unknown."""
+    names = _imagenet_names()
+    return list(names) if hosted.classes == len(names) else None
+
+
+def class_names(hosted: HostedModel) -> tuple[str, ...]:
+    """Names of the classes; their numbers where the names are unknown."""
+    return tuple(labels(hosted) or map(str, range(hosted.classes)))
+
+
+@cache
+def _imagenet_names() -> tuple[str, ...]:
+    """Each with its number where an earlier class has the name: there are two cranes, a bird and a machine."""
     info = ImageNetInfo()
-    if hosted.classes != info.num_classes():
-        return None
-    return [info.index_to_description(index).partition(",")[0] for index in range(hosted.classes)]
+    names: dict[str, None] = {}
+    for index in range(info.num_classes()):
+        name = info.index_to_description(index).partition(",")[0]
+        names[f"{name} ({index})" if name in names else name] = None
+    return tuple(names)
 
 
 def _network(spec: ModelSpec) -> nn.Module:
     if not timm.is_model(spec.architecture):
         close = ", ".join(timm.list_models(f"*{spec.architecture[:8]}*")[:5]) or "see timm.list_models()"
         raise HostingError(f"timm knows no architecture {spec.architecture!r}; close: {close}")
+    if spec.seed is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spec.seed)
+            drawn: nn.Module = timm.create_model(spec.architecture, num_classes=spec.classes)
+        return drawn
     if spec.checkpoint is not None:
         network: nn.Module = timm.create_model(spec.architecture, num_classes=spec.classes)
         return _filled(network, _read_weights(spec.checkpoint), str(spec.checkpoint))

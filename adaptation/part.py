@@ -5,7 +5,7 @@ them into a line (the method; tiny tensors), and one pass over the activations t
 sample meets nothing but its own stream's rows, and so one forward pass carries many streams.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -37,15 +37,21 @@ class Part:
     sizes: tuple[int, ...]  # images of each stream
     layer_states: dict[str, Tensors] = field(default_factory=dict)  # each [S, ..., C] by path; replaced as layers run
     affine: dict[str, Tensor] | None = None  # the streams' own weight and bias, each [S, 2, C] by path
+    own_layers: Mapping[str, NormLayer] = field(default_factory=dict)  # by path, in place of the network's
     images: int = field(init=False)
     seen: dict[str, Moments] = field(init=False, default_factory=dict)  # what the plans were made from, by path
 
     def __post_init__(self) -> None:
         self.images = sum(self.sizes)
 
+    @property
+    def adapts(self) -> bool:
+        """Whether anything at some layer may be another than in the network as it is."""
+        return self.member.adapts or self.affine is not None or bool(self.own_layers)
+
     def touches(self, layer: NormLayer) -> bool:
         """Whether anything at the layer is not the source's."""
-        return self.affine is not None or layer.path in self.layer_states
+        return self.affine is not None or layer.path in self.layer_states or layer.path in self.own_layers
 
     def line(self, layer: NormLayer, x: Tensor) -> Line:
         """What `layer` does to this part's samples; moves their streams' state on."""
@@ -74,6 +80,7 @@ class Part:
 
     def plan(self, layer: NormLayer, moments: Moments | None, positions: int, affine: Tensor | None) -> Line:
         """The member's choice, as a line: [C], or [1, S or images, C]."""
+        layer = self.own_layers.get(layer.path, layer)
         mean, var = layer.neutral if moments is None else self._choose(layer, moments, positions)
         weight, bias = (layer.weight, layer.bias) if affine is None else affine.unbind(1)
         if affine is not None and 1 < len(self.sizes) < len(mean) == self.images:

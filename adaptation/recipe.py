@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from . import output, update
+from .continual.learning import METHODS, NORMS, Learning
 from .member import Frozen, Member, NormMember, OutputMember
 from .slots import NORM_MEMBERS, members_of, one_of
 from .taught_member import TaughtMember
@@ -17,6 +18,8 @@ SLOTS: dict[str, dict[str, type[Any]]] = {
     "norm": NORM_MEMBERS,
     "update": dict(sorted((UPDATE_MEMBERS | TAUGHT_MEMBERS).items())),
     "output": OUTPUT_MEMBERS,
+    "learn.method": METHODS,
+    "learn.norm": NORMS,
 }
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     AnyUpdate = UpdateMember | TaughtMember
     AnyOutput = OutputMember
 else:
-    AnyNorm, AnyUpdate, AnyOutput = (one_of(*members.values()) for members in SLOTS.values())
+    AnyNorm, AnyUpdate, AnyOutput = (one_of(*SLOTS[slot].values()) for slot in ("norm", "update", "output"))
 
 
 class Recipe(Frozen):
@@ -37,11 +40,35 @@ class Recipe(Frozen):
     norm: AnyNorm = Field(default_factory=NORM_MEMBERS["source"], description="statistics at every normalisation layer")
     update: AnyUpdate | None = Field(None, description="affine parameters, moved by a loss")
     output: AnyOutput | None = Field(None, description="predictions, adjusted after the network")
+    learn: Learning | None = Field(None, description="what is learnt from labels, new classes included")
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "Recipe":
+        if self.learn is None:
+            return self
+        if isinstance(self.update, TaughtMember):
+            raise ValueError(
+                f"update member {self.update.name!r} learns from a teacher and learn from labels, each by parameters of"
+                " its own; leave one of the two out"
+            )
+        if self.learn.own_network and (self.norm.adapts or self.update is not None):
+            raise ValueError(
+                "learn with learns: all, or with norm cn or gn, makes a network of the stream's own, in which norm and"
+                " update members have no place; leave them out, or use learns: affine or head and norm: adab2n, bn or"
+                " null"
+            )
+        if self.update is not None and self.learn.learns != "head":
+            raise ValueError(
+                f"update member {self.update.name!r} and learn with learns: {self.learn.learns} would both move the"
+                " norm layers' parameters; use learns: head, or leave update out"
+            )
+        return self
 
     @property
     def members(self) -> list[Member]:
         """Those of the slots that are on."""
-        slots: tuple[Member | None, ...] = (self.norm, self.update, self.output)
+        learning = () if self.learn is None else (self.learn.method, self.learn.norm)
+        slots: tuple[Member | None, ...] = (self.norm, self.update, self.output, *learning)
         return [member for member in slots if member is not None]
 
     @property
@@ -82,6 +109,12 @@ def explain(error: ValidationError) -> str:
     )
 
 
+def _learning(**choice: dict[str, str]) -> Recipe:
+    """A preset that learns from labels; naming it asks for the memory of images that its method needs."""
+    images = {"replay": {"keep": "images"}, "unlabelled": "images"}
+    return Recipe(learn=Learning.model_validate(choice | images))
+
+
 PRESETS: dict[str, Recipe] = {
     **{name: Recipe(norm=member(name=name)) for name, member in NORM_MEMBERS.items()},
     **{
@@ -89,5 +122,7 @@ PRESETS: dict[str, Recipe] = {
         for name, member in SLOTS["update"].items()
     },
     **{name: Recipe(output=member(name=name)) for name, member in OUTPUT_MEMBERS.items()},
+    **{name: _learning(method={"name": name}) for name in METHODS},
+    **{name: _learning(norm={"name": name}) for name in NORMS},
 }
 """Recipes with published defaults, by name."""

@@ -56,8 +56,7 @@ def forward_with(
     device = hosted.device
     affine = torch.stack([parameters["weight"], parameters["bias"]]).to(device)
     moments = {name: parameters[name].to(device).unsqueeze(0) for name in ("mean", "var") if hosted.batch_norms}
-    states = hosted.batch_norms.apart(moments)
-    part = Part(_Given(name="given", alpha=alpha), (len(images),), states, hosted.layers.rows(affine.unsqueeze(0)))
+    part = hosted.part(_Given(name="given", alpha=alpha), (len(images),), moments, affine.unsqueeze(0))
     with torch.inference_mode():
         return hosted.forward(images, [part]), part
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from .continual.layer_norms import LearningNorm
 from .hosting import HostedModel, HostingError
 from .member import Member, Need
 from .recipe import Recipe
@@ -60,6 +61,8 @@ def _complaint(hosted: HostedModel, member: Member, need: Need) -> str:
     if need in (Need.BATCH_NORM, Need.SAMPLE_NORM, Need.NORM):
         reasons = "; ".join(f"{path}: {reason}" for path, reason in hosted.refused.items())
         remedy = "leave its slot out of the recipe" if hosted.layers else "use the recipe 'source'"
+        if isinstance(member, LearningNorm):
+            remedy = "leave its slot out by learn.norm: null"
         return (
             f"{member.name!r} adapts {need.value}, and this model has no such layer that can be served"
             f" ({reasons or f'it has no {need.value} at all'}); {remedy}"

@@ -7,7 +7,6 @@ from .hosting import HostedModel
 from .member import NormMember, Tensors
 from .moments import Moments, side_by_side
 from .norm.source import Source
-from .part import Part
 
 
 def standing_moments(hosted: HostedModel, member: NormMember, norm: Tensors) -> Moments:
@@ -51,5 +50,5 @@ def folded(hosted: HostedModel, member: NormMember, affine: Tensor, norm: Tensor
 
 def predict(hosted: HostedModel, member: NormMember, affine: Tensor, norm: Tensors, images: Tensor) -> Tensor:
     """Logits [B, classes] of one stream's images by its standing statistics; arguments as for `folded`."""
-    rows = hosted.layers.rows(folded(hosted, member, affine, norm).unsqueeze(0))
-    return hosted.forward(images, [Part(Source(), (len(images),), affine=rows)]).logits
+    rows = folded(hosted, member, affine, norm).unsqueeze(0)
+    return hosted.forward(images, [hosted.part(Source(), (len(images),), {}, rows)]).logits

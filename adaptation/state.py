@@ -7,11 +7,15 @@ from torch import Tensor
 
 from . import replay
 from .hosting import HostedModel
+from .learnt import Learnt
+from .learnt_model import learner_of, learnt_model
 from .member import Tensors
+from .models import class_names
 from .optimizers import initial_memory
 from .recipe import Recipe
 from .requirements import require, require_teacher
 from .taught_member import TaughtMember
+from .tensor_slots import in_slot
 from .update_member import UpdateMember
 
 
@@ -28,11 +32,13 @@ class StreamState:
     recipe: Recipe
     step: int = 0  # adaptation steps since the source
     tensors: Tensors = field(default_factory=dict)
+    learnt: Learnt | None = None  # from labels; None where the recipe learns from none
 
     @property
     def bytes(self) -> int:
         """Size of the tensors."""
-        return sum(value.nbytes for value in self.tensors.values())
+        learnt = 0 if self.learnt is None else self.learnt.bytes
+        return learnt + sum(value.nbytes for value in self.tensors.values())
 
 
 def initial_state(hosted: HostedModel, recipe: Recipe, teacher: HostedModel | None = None) -> StreamState:
@@ -48,18 +54,49 @@ def initial_state(hosted: HostedModel, recipe: Recipe, teacher: HostedModel | No
             remedy.
     """
     require(hosted, recipe)
+    learnt = None
+    if recipe.learn is not None:
+        names = class_names(hosted) if recipe.learn.head == "trained" else ()
+        learnt = Learnt(hosted.fingerprint, recipe.learn, learner_of(hosted, recipe.learn).initial(names))
+    tensors = initial_slots(hosted, recipe, learnt, teacher)
+    return StreamState(hosted.name, hosted.fingerprint, recipe, tensors=tensors, learnt=learnt)
+
+
+def initial_slots(
+    hosted: HostedModel, recipe: Recipe, learnt: Learnt | None = None, teacher: HostedModel | None = None
+) -> Tensors:
+    """The tensors of the recipe's slots, of a stream that has adapted to nothing; arguments as for `initial_state`.
+
+    Without a class there is nothing that parameters or predictions could adapt by, and their slots stay empty.
+    """
+    classes = learnt is None or bool(learnt.names)
+    model = learnt_model(hosted, learnt) if learnt is not None and classes else hosted
     with torch.no_grad():
         tensors: Tensors = {}
         if recipe.norm.adapts:
-            tensors |= in_slot(recipe.norm.initial(hosted.planned(recipe.norm).source), "norm")
+            tensors |= in_slot(recipe.norm.initial(model.planned(recipe.norm).source), "norm")
         if isinstance(recipe.update, TaughtMember):
             teacher = require_teacher(hosted, recipe.update, teacher)
             tensors |= in_slot(_initial_lessons(hosted, teacher, recipe.update), "update")
-        elif recipe.update is not None:
-            tensors |= in_slot(initial_update(hosted, recipe.update), "update")
-        if recipe.output is not None:
-            tensors |= in_slot(recipe.output.initial(hosted), "output")
-    return StreamState(hosted.name, hosted.fingerprint, recipe, tensors=tensors)
+        elif recipe.update is not None and classes:
+            tensors |= in_slot(initial_update(model, recipe.update), "update")
+        if recipe.output is not None and classes:
+            tensors |= in_slot(recipe.output.initial(model), "output")
+    return tensors
+
+
+def model_of(hosted: HostedModel, state: StreamState) -> HostedModel:
+    """The model as the stream has it: with what it has learnt, if it learns.
+
+    Raises:
+        NoClassYet: when the stream began without classes and has learnt none.
+    """
+    return hosted if state.learnt is None else learnt_model(hosted, state.learnt)
+
+
+def names_of(hosted: HostedModel, state: StreamState) -> tuple[str, ...]:
+    """Of the classes that the stream tells apart, in the order of its outputs."""
+    return class_names(hosted) if state.learnt is None else state.learnt.names
 
 
 def initial_update(hosted: HostedModel, member: UpdateMember) -> Tensors:
@@ -93,14 +130,3 @@ def _initial_lessons(hosted: HostedModel, teacher: HostedModel, member: TaughtMe
 def teacher_digest(teacher: HostedModel) -> Tensor:
     """The teacher's fingerprint as a tensor, uint8 [32]: so a state knows whose pupil it is."""
     return torch.tensor(list(bytes.fromhex(teacher.fingerprint.removeprefix("sha256:"))), dtype=torch.uint8)
-
-
-def slot(tensors: Tensors, name: str) -> Tensors:
-    """The tensors under a name, under the names they have there."""
-    prefix = f"{name}."
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def in_slot(tensors: Tensors, name: str) -> Tensors:
-    """The inverse of `slot`."""
-    return {f"{name}.{key}": value for key, value in tensors.items()}

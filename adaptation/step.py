@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .hosting import HostedModel
+from .hosting import Forwarded, HostedModel
 from .member import Tensors
 from .norm.source import Source
 from .part import Part, Seen
 from .recipe import Recipe
 from .standing import folded
-from .state import StreamState, in_slot, slot
+from .state import StreamState, model_of
 from .taught_member import TaughtMember
+from .tensor_slots import in_slot, slot
 from .turn import Turn
 from .update_member import UpdateMember
 from .updating import Report, update
@@ -33,7 +35,8 @@ class Result:
     """The answer to a request. Nothing that was given has changed."""
 
     state: StreamState
-    logits: Tensor  # [B, classes]; their softmax is the prediction
+    logits: Tensor  # [B, classes of the stream]; their softmax is the prediction
+    features: Tensor | None = None  # what the head read, [B, D]; None where the network ends in no linear layer
     seen: Seen | None = None  # the moments of the batch, with `stream`; None when the recipe looks at no batch
     stream: int = 0
     report: Report | None = None  # what the update slot did; None where it is off
@@ -44,24 +47,44 @@ def step(hosted: HostedModel, requests: Sequence[Request]) -> list[Result]:
 
     The results are those of serving the streams one after another. A stream appears at most once: its second request
     needs the state that its first one leaves. Streams that move no parameters share one forward pass whatever their
-    recipes; streams that do share forward and backward passes with those of the same recipe.
+    recipes, and whatever they have learnt from labels, unless that is a network of their own; streams that do share
+    forward and backward passes with those of the same recipe that have learnt nothing.
 
     Raises:
+        NoClassYet: when a stream that began without classes has learnt none.
         ValueError: when a state belongs to another model, images have another shape than the model's input, or a
             stream that has a teacher is to adapt: it predicts only, by its standing statistics.
     """
     for request in requests:
         _check(hosted, request)
-    groups = _by_recipe(requests)
-    updating = [group for group in groups if requests[group[0]].adapt and requests[group[0]].state.recipe.update]
-    forward_only = [group for group in groups if group not in updating]
+    groups = _alike(hosted, requests)
+    updating = [group for group in groups if group.updates]
+    forward_only = [group for group in groups if not group.updates]
+    together = [group for group in forward_only if not group.model.own_network]
     answers: dict[int, Result] = {}
-    if forward_only:
-        with torch.inference_mode():
-            answers |= _forward(hosted, requests, forward_only)
+    with torch.inference_mode():
+        if together:
+            answers |= _forward(hosted, requests, together)
+        for group in forward_only:
+            if group.model.own_network:
+                answers |= _forward(group.model, requests, [group])
     for group in updating:
-        answers |= _update(hosted, requests, group)
+        answers |= _update(requests, group)
     return [answers[index] for index in range(len(requests))]
+
+
+class _Group(NamedTuple):
+    """Requests whose streams have one recipe and one model."""
+
+    model: HostedModel  # as the streams have it
+    recipe: Recipe
+    adapt: bool
+    places: tuple[int, ...]  # of the requests
+
+    @property
+    def updates(self) -> bool:
+        """Whether parameters move."""
+        return self.adapt and self.recipe.update is not None
 
 
 def _check(hosted: HostedModel, request: Request) -> None:
@@ -80,63 +103,66 @@ def _check(hosted: HostedModel, request: Request) -> None:
         )
 
 
-def _by_recipe(requests: Sequence[Request]) -> list[list[int]]:
-    """Indices of the requests, those of one recipe together."""
-    groups: dict[tuple[Recipe, bool], list[int]] = {}
-    for index, request in enumerate(requests):
-        groups.setdefault((request.state.recipe, request.adapt), []).append(index)
-    return list(groups.values())
+def _alike(hosted: HostedModel, requests: Sequence[Request]) -> list[_Group]:
+    """The requests by model, recipe and whether they adapt."""
+    places: dict[tuple[HostedModel, Recipe, bool], list[int]] = {}
+    for place, request in enumerate(requests):
+        key = model_of(hosted, request.state), request.state.recipe, request.adapt
+        places.setdefault(key, []).append(place)
+    return [_Group(*key, tuple(mine)) for key, mine in places.items()]
 
 
-def _forward(hosted: HostedModel, requests: Sequence[Request], groups: list[list[int]]) -> dict[int, Result]:
-    """Answers of streams whose parameters stay, in one forward pass."""
-    order = [index for group in groups for index in group]
-    parts = [_part(hosted, [requests[index] for index in group]) for group in groups]
-    logits, features = hosted.forward(torch.cat([requests[index].images for index in order]), parts)
-    outcomes = (outcome for part in parts for outcome in _outcomes(hosted, part))
-    rows = _rows([len(requests[index].images) for index in order], logits, features)
-    return {
-        index: _result(hosted, requests[index], *row, norm, Result(requests[index].state, logits, seen, stream))
-        for index, row, (norm, seen, stream) in zip(order, rows, outcomes, strict=True)
-    }
-
-
-def _update(hosted: HostedModel, requests: Sequence[Request], group: list[int]) -> dict[int, Result]:
-    """Answers of streams of one recipe whose parameters move."""
-    chosen = [requests[index] for index in group]
-    recipe = chosen[0].state.recipe
-    assert isinstance(recipe.update, UpdateMember)
-    sizes = tuple(len(request.images) for request in chosen)
-    turn = Turn(hosted, recipe.norm, _stacked(chosen, "norm"), sizes, torch.cat([each.images for each in chosen]))
-    answer, norm, tensors, reports = update(recipe.update, turn, _stacked(chosen, "update"))
-    with torch.no_grad():
-        features = None if answer.features is None else answer.features.detach()
-        results = {}
-        for stream, (index, row) in enumerate(zip(group, _rows(sizes, answer.logits.detach(), features), strict=True)):
-            mine = {name: value[stream].clone() for name, value in norm.items()}
-            moved = in_slot({name: value[stream].clone() for name, value in tensors.items()}, "update")
-            draft = Result(requests[index].state, answer.logits, answer.seen, stream, reports[stream])
-            results[index] = _result(hosted, requests[index], *row, in_slot(mine, "norm") | moved, draft)
+def _forward(network: HostedModel, requests: Sequence[Request], groups: Sequence[_Group]) -> dict[int, Result]:
+    """Answers of streams whose parameters stay, in one pass of a network that is all of theirs."""
+    order = [(place, group.model) for group in groups for place in group.places]
+    parts = [_part(group.model, [requests[place] for place in group.places]) for group in groups]
+    passed = network.run(torch.cat([requests[place].images for place, _ in order]), parts)
+    outcomes = (outcome for group, part in zip(groups, parts, strict=True) for outcome in _outcomes(group.model, part))
+    rows = _rows([len(requests[place].images) for place, _ in order], passed)
+    results = {}
+    for (place, model), row, (norm, seen, stream) in zip(order, rows, outcomes, strict=True):
+        answer = model.answered(row)
+        draft = Result(requests[place].state, answer.logits, answer.features, seen, stream)
+        results[place] = _result(model, requests[place], norm, draft)
     return results
 
 
-def _result(
-    hosted: HostedModel, request: Request, logits: Tensor, features: Tensor | None, tensors: Tensors, draft: Result
-) -> Result:
-    """The draft with its own rows of the answer, adjusted by the output member, and its new state."""
-    state = request.state
+def _update(requests: Sequence[Request], group: _Group) -> dict[int, Result]:
+    """Answers of streams of one recipe whose parameters move."""
+    model, recipe = group.model, group.recipe
+    chosen = [requests[place] for place in group.places]
+    assert isinstance(recipe.update, UpdateMember)
+    sizes = tuple(len(request.images) for request in chosen)
+    turn = Turn(model, recipe.norm, _stacked(chosen, "norm"), sizes, torch.cat([each.images for each in chosen]))
+    answer, norm, tensors, reports = update(recipe.update, turn, _stacked(chosen, "update"))
+    with torch.no_grad():
+        features = None if answer.features is None else answer.features.detach()
+        rows = _rows(sizes, Forwarded(answer.logits.detach(), features))
+        results = {}
+        for stream, (place, row) in enumerate(zip(group.places, rows, strict=True)):
+            mine = {name: value[stream].clone() for name, value in norm.items()}
+            moved = in_slot({name: value[stream].clone() for name, value in tensors.items()}, "update")
+            draft = Result(requests[place].state, *row, answer.seen, stream, reports[stream])
+            results[place] = _result(model, requests[place], in_slot(mine, "norm") | moved, draft)
+    return results
+
+
+def _result(model: HostedModel, request: Request, tensors: Tensors, draft: Result) -> Result:
+    """The draft, adjusted by the output member, with the stream's new state."""
+    state, logits = request.state, draft.logits
     if state.recipe.output is not None:
-        logits, memory = state.recipe.output.adjust(hosted, logits, features, slot(state.tensors, "output"))
+        logits, memory = state.recipe.output.adjust(model, logits, draft.features, slot(state.tensors, "output"))
         tensors = tensors | in_slot(memory, "output")
     if request.adapt:
         state = replace(state, step=state.step + 1, tensors=tensors)
     return replace(draft, state=state, logits=logits)
 
 
-def _rows(sizes: Sequence[int], logits: Tensor, features: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
-    """Logits and features of each stream."""
+def _rows(sizes: Sequence[int], passed: Forwarded) -> list[Forwarded]:
+    """Each stream's of a pass."""
+    logits, features = passed
     theirs = [None] * len(sizes) if features is None else features.split(list(sizes))
-    return list(zip(logits.split(list(sizes)), theirs, strict=True))
+    return list(map(Forwarded, logits.split(list(sizes)), theirs))
 
 
 def _stacked(group: Sequence[Request], name: str) -> Tensors:
@@ -144,24 +170,21 @@ def _stacked(group: Sequence[Request], name: str) -> Tensors:
     return {key: torch.stack([state[key] for state in states]) for key in states[0]}
 
 
-def _part(hosted: HostedModel, group: Sequence[Request]) -> Part:
+def _part(model: HostedModel, group: Sequence[Request]) -> Part:
     recipe, sizes = group[0].state.recipe, tuple(len(request.images) for request in group)
     if isinstance(recipe.update, TaughtMember):
         own = torch.stack([request.state.tensors["update.affine"] for request in group])
-        return Part(
-            Source(), sizes, affine=hosted.layers.rows(folded(hosted, recipe.norm, own, _stacked(group, "norm")))
-        )
+        return model.part(Source(), sizes, {}, folded(model, recipe.norm, own, _stacked(group, "norm")))
     affine = None
     if recipe.update is not None:
         tensors = _stacked(group, "update")
-        affine = hosted.layers.rows(recipe.update.serving(tensors["affine"], slot(tensors, "memory")))
-    states = hosted.planned(recipe.norm).apart(_stacked(group, "norm"))
-    return Part(recipe.norm, sizes, states, affine)
+        affine = recipe.update.serving(tensors["affine"], slot(tensors, "memory"))
+    return model.part(recipe.norm, sizes, _stacked(group, "norm"), affine)
 
 
-def _outcomes(hosted: HostedModel, part: Part) -> Iterator[tuple[Tensors, Seen | None, int]]:
+def _outcomes(model: HostedModel, part: Part) -> Iterator[tuple[Tensors, Seen | None, int]]:
     """For each stream of the part its new tensors, and where the moments of its batch are."""
-    planned = hosted.planned(part.member)
+    planned = model.planned(part.member)
     states = planned.together(part.layer_states)
     for stream in range(len(part.sizes)):
         # A row of a stack would keep the whole stack alive, with the states of other streams.

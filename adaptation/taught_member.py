@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from .learner import Learner, Passes
+from .losses import entropy
 from .member import Member, Need, NormMember, Tensors
 from .moments import Batch, Moments
 from .norm.tbr import TBR
@@ -61,7 +62,12 @@ class Lesson(NamedTuple):
     teacher: Learner
     student_loss: float
     teacher_loss: float
-    teacher_entropy: float  # mean of the new samples' targets, in nats
+    targets: Tensor  # the teacher's logits of the new samples, [n, classes]
+
+    @property
+    def teacher_entropy(self) -> float:
+        """Mean of the new samples' targets, in nats."""
+        return entropy(self.targets).mean().item()
 
 
 class TaughtMember(Member):

@@ -9,13 +9,17 @@ from PIL.Image import Image
 from torch import Tensor
 
 from . import replay
+from .guard import Guard
 from .hosting import HostedModel
 from .learner import Learner, Passes, finished
 from .member import Tensors
 from .replay import Kept
 from .samples import Sample, SampleError, decoded
-from .state import StreamState, in_slot, slot, teacher_digest
+from .state import StreamState, teacher_digest
 from .taught_member import Images, Lesson, TaughtMember
+from .tensor_slots import in_slot, slot
+
+_FAR = 4  # times the guard's floor: a teacher whose answers are so diverse is far from it
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +80,9 @@ def teaching(
     again = _decodable(replay.drawn(kept, wanted, seed=state.step), student)
     before = _learners(student, teacher, member, state)
     runs = [crops, *(again[start : start + member.batch] for start in range(0, len(again), member.batch))]
-    lesson = yield from member.lesson(*before, _images(student, teacher, runs))
-    reason = _complaint(lesson)
+    images = _images(student, teacher, runs)
+    lesson = yield from member.lesson(*before, images)
+    reason = _complaint(lesson) or (yield from _collapse(before[0], lesson, images.student[0]))
     kept += [Kept(sample.image, min(sample.taken_at, now)) for sample in samples]
     kept = replay.bounded(kept, member.replay_bytes, oldest)
     learners = before if reason else (lesson.student, lesson.teacher)
@@ -162,6 +167,34 @@ def _complaint(lesson: Lesson) -> str | None:
         if not learner.finite:
             return f"the {name}'s parameters or statistics would not be finite"
     return None
+
+
+def _collapse(before: Learner, lesson: Lesson, new: Tensor) -> Passes[str | None]:
+    """Why a lesson must not count after which the student answers one class whatever it sees.
+
+    The figure and its floor are those of the collapse guard, here of the new samples [n, 3, H, W] alone; the mean
+    entropy of answers is never above that of the mean answer. Where the teacher is near the floor too, the samples are
+    of one class; a student that had collapsed before needs its lessons.
+    """
+    floor = Guard().diversity_floor
+    if diversity(lesson.targets) < _FAR * floor:
+        return None
+    (after,) = yield from lesson.student.answer([new])
+    if diversity(after) >= floor:
+        return None
+    (was,) = yield from before.answer([new])
+    if diversity(was) < floor:
+        return None
+    return (
+        f"the student's answers would collapse: the entropy of their mean is {diversity(after):.3f} ln(classes),"
+        f" and {diversity(lesson.targets):.3f} of the teacher's"
+    )
+
+
+def diversity(logits: Tensor) -> float:
+    """Entropy of the mean answer to images whose logits are [n, classes], in parts of ln(classes)."""
+    mean_answer = logits.softmax(1).mean(0)
+    return float(torch.special.entr(mean_answer).sum()) / math.log(max(len(mean_answer), 2))
 
 
 def _finite(value: float) -> float | None:

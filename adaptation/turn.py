@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .hosting import HostedModel
 from .member import NormMember, Tensors
-from .part import Part, Seen
+from .part import Seen
 
 
 class Pass(NamedTuple):
@@ -40,7 +40,7 @@ class Turn:
         """
         hosted = self.hosted
         planned = hosted.planned(self.norm_member)
-        part = Part(self.norm_member, self.sizes, planned.apart(self.norm), hosted.layers.rows(affine))
+        part = hosted.part(self.norm_member, self.sizes, self.norm, affine)
         logits, features = hosted.forward(self.images if images is None else images, [part])
         return Pass(logits, features, planned.together(part.layer_states), Seen(planned, part))
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .guard import Alarm, finite
 from .member import Tensors
-from .state import in_slot, initial_update, slot
+from .state import initial_update
+from .tensor_slots import in_slot, slot
 from .turn import Pass, Turn
 from .update_member import Gradients, UpdateMember
 

@@ -25,6 +25,7 @@ from normstream.clients.answers import (
 )
 from normstream.clients.async_client import AsyncClient
 from normstream.clients.client import Client
+from normstream.clients.edge_answers import Edge, EdgeReport, EdgeSamples
 from normstream.clients.errors import (
     ApiError,
     BadRequest,
@@ -41,19 +42,37 @@ from normstream.clients.errors import (
     Unavailable,
     UnexpectedAnswer,
 )
+from normstream.clients.label_answers import (
+    ClassCount,
+    Labelling,
+    Learning,
+    LearningStep,
+    RecentScores,
+    StreamLabels,
+    StreamScores,
+)
+from normstream.clients.labels import Label
 
 __all__ = [
     "ApiError",
     "AsyncClient",
     "BadRequest",
+    "ClassCount",
     "ClassScore",
     "Client",
     "Conflict",
     "ConnectionFailed",
+    "Edge",
+    "EdgeReport",
+    "EdgeSamples",
     "FieldProblem",
     "ImagePrediction",
     "InvalidArgument",
     "InvalidInput",
+    "Label",
+    "Labelling",
+    "Learning",
+    "LearningStep",
     "Method",
     "Methods",
     "Model",
@@ -65,10 +84,13 @@ __all__ = [
     "Parameter",
     "Prediction",
     "Preprocessing",
+    "RecentScores",
     "Recipes",
     "Snapshot",
     "Stream",
     "StreamEvent",
+    "StreamLabels",
+    "StreamScores",
     "TimedOut",
     "TooLarge",
     "Unavailable",

@@ -1,38 +1,28 @@
-"""What the server answers, as frozen values.
-
-`read` makes them of JSON. It passes over fields that it does not know, so that an older client works with a newer
-server; what must be there and is not is an `UnexpectedAnswer`.
-"""
+"""What the server answers about models, recipes, streams and predictions, as frozen values."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from normstream.clients.errors import UnexpectedAnswer
-
-T = TypeVar("T")
-
-
-def _each(kind: type[Any]) -> dict[str, Callable[[Any], Any]]:
-    return {"parse": lambda items: tuple(read(kind, item) for item in items)}
-
-
-def _one(kind: type[Any]) -> dict[str, Callable[[Any], Any]]:
-    return {"parse": lambda item: read(kind, item)}
-
-
-_TUPLE: dict[str, Any] = {"parse": tuple}
-_OPTIONAL_TUPLE: dict[str, Any] = {"parse": lambda items: None if items is None else tuple(items)}
-_TIME: dict[str, Any] = {"parse": datetime.fromisoformat}
+from normstream.clients.reading import (
+    OPTIONAL_TUPLE,
+    TIME,
+    TUPLE,
+    each,
+    expecting,
+    json_of,
+    one,
+    optional,
+    read,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +40,8 @@ class Preprocessing:
     """How an image becomes a model's input; `mean` and `std` are those of pixels between 0 and 1."""
 
     interpolation: str
-    mean: tuple[float, ...] = field(metadata=_TUPLE)
-    std: tuple[float, ...] = field(metadata=_TUPLE)
+    mean: tuple[float, ...] = field(metadata=TUPLE)
+    std: tuple[float, ...] = field(metadata=TUPLE)
     crop_pct: float
     crop_mode: str
 
@@ -65,21 +55,21 @@ class Model:
     fingerprint: str
     parameters: int
     classes: int
-    input_size: tuple[int, ...] = field(metadata=_TUPLE)
+    input_size: tuple[int, ...] = field(metadata=TUPLE)
     device: str
     memory_format: str
-    preprocessing: Preprocessing = field(metadata=_one(Preprocessing))
+    preprocessing: Preprocessing = field(metadata=one(Preprocessing))
     classifier: bool
     calibrated: bool
-    norm_layers: tuple[NormLayer, ...] = field(metadata=_each(NormLayer))
-    labels: tuple[str, ...] | None = field(default=None, metadata=_OPTIONAL_TUPLE)
+    norm_layers: tuple[NormLayer, ...] = field(metadata=each(NormLayer))
+    labels: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL_TUPLE)
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
     """The hosted models, and the name of the one that streams get when they name none."""
 
-    models: tuple[Model, ...] = field(metadata=_each(Model))
+    models: tuple[Model, ...] = field(metadata=each(Model))
     default: str
 
     def __iter__(self) -> Iterator[Model]:
@@ -107,7 +97,7 @@ class Parameter:
     range: str | None
     minimum: float | None
     maximum: float | None
-    choices: tuple[str, ...] | None = field(metadata=_OPTIONAL_TUPLE)
+    choices: tuple[str, ...] | None = field(metadata=OPTIONAL_TUPLE)
     description: str
 
 
@@ -116,7 +106,7 @@ class Method:
     """A member that recipes can be made of.
 
     Attributes:
-        slot: Where in a recipe it goes: "norm", "update" or "output".
+        slot: Where in a recipe it goes: "norm", "update", "output", "learn.method" or "learn.norm".
         name: Its name there, and that of its preset.
         summary: What it does, in one sentence.
         text: All about it, in paragraphs.
@@ -134,9 +124,9 @@ class Method:
     slot: str
     name: str
     summary: str
-    text: tuple[str, ...] = field(metadata=_TUPLE)
-    citations: tuple[str, ...] = field(metadata=_TUPLE)
-    parameters: tuple[Parameter, ...] = field(metadata=_each(Parameter))
+    text: tuple[str, ...] = field(metadata=TUPLE)
+    citations: tuple[str, ...] = field(metadata=TUPLE)
+    parameters: tuple[Parameter, ...] = field(metadata=each(Parameter))
     layers: str | None
     backward: bool
     classifier: bool
@@ -150,7 +140,7 @@ class Method:
 class Methods:
     """The members of all slots, slot by slot."""
 
-    methods: tuple[Method, ...] = field(metadata=_each(Method))
+    methods: tuple[Method, ...] = field(metadata=each(Method))
 
     def __iter__(self) -> Iterator[Method]:
         return iter(self.methods)
@@ -192,15 +182,15 @@ class Stream:
     generation: str
     state_bytes: int
     idle_ttl_s: float | None
-    created_at: datetime = field(metadata=_TIME)
-    updated_at: datetime = field(metadata=_TIME)
+    created_at: datetime = field(metadata=TIME)
+    updated_at: datetime = field(metadata=TIME)
 
 
 @dataclass(frozen=True, slots=True)
 class StreamPage:
     """Some streams in order of id, and the id after which the next page begins."""
 
-    streams: tuple[Stream, ...] = field(metadata=_each(Stream))
+    streams: tuple[Stream, ...] = field(metadata=each(Stream))
     next: str | None = None
 
 
@@ -215,14 +205,14 @@ class Snapshot:
     recipe: Mapping[str, Any]
     step: int
     bytes: int
-    created_at: datetime = field(metadata=_TIME)
+    created_at: datetime = field(metadata=TIME)
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotList:
     """The snapshots of a stream, newest first."""
 
-    snapshots: tuple[Snapshot, ...] = field(metadata=_each(Snapshot))
+    snapshots: tuple[Snapshot, ...] = field(metadata=each(Snapshot))
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,10 +226,17 @@ class ClassScore:
 
 @dataclass(frozen=True, slots=True)
 class ImagePrediction:
-    """What the model sees in one image: the likeliest classes, and the entropy over all classes in nats."""
+    """What the model sees in one image.
+
+    Attributes:
+        entropy: Over all classes, in nats.
+        top: The likeliest classes.
+        sample: The image's id, by which a label that comes later names it; None where the server keeps none.
+    """
 
     entropy: float
-    top: tuple[ClassScore, ...] = field(metadata=_each(ClassScore))
+    top: tuple[ClassScore, ...] = field(metadata=each(ClassScore))
+    sample: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +271,7 @@ class Prediction:
         model: The model's name.
         predictions: One entry per image; empty when `values` was asked for.
         values: Probabilities or logits, float32 `[B, classes]`; None unless asked for.
+        samples: The images' ids, by which labels that come later name them; None where the server keeps none.
         replayed: Whether the server had done this call before, and answers its first answer again.
         alarm: Why the collapse guard discarded the step; None when it did not.
         update: More of what the step did to parameters; None when none could move, and beside `values`.
@@ -284,11 +282,12 @@ class Prediction:
     version: int
     adapted: bool
     model: str | None = None
-    predictions: tuple[ImagePrediction, ...] = field(default=(), metadata=_each(ImagePrediction))
+    predictions: tuple[ImagePrediction, ...] = field(default=(), metadata=each(ImagePrediction))
     values: NDArray[np.float32] | None = None
+    samples: tuple[str, ...] | None = None
     replayed: bool = False
     alarm: str | None = None
-    update: Update | None = field(default=None, metadata={"parse": lambda item: item and read(Update, item)})
+    update: Update | None = field(default=None, metadata=optional(Update))
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +295,7 @@ class StreamEvent:
     """Something that happened to a stream.
 
     Attributes:
-        kind: "step", "alarm", "reset", "restore", "deleted", or one that a newer server knows.
+        kind: "step", "alarm", "learnt", "taught", "reset", "restore", "deleted", or one that a newer server knows.
         id: Its id, with which `events` resumes after it.
         data: All that the server said.
         step: The stream's step after the event.
@@ -308,6 +307,9 @@ class StreamEvent:
         alarm: Why the collapse guard discarded a step, if it did.
         alarms: Steps that it discarded so far.
         restored: Whether an alarm took the stream back to its last good parameters.
+        samples: How many samples a lesson was of.
+        loss: Of a lesson from labels.
+        new_classes: Classes that came with it.
     """
 
     kind: str
@@ -322,59 +324,34 @@ class StreamEvent:
     alarm: str | None = None
     alarms: int | None = None
     restored: bool | None = None
-
-
-def read(kind: type[T], data: Any) -> T:
-    """Make a `kind` of the JSON object `data`."""
-    with _expecting(kind.__name__):
-        return kind(**{name: parse(data[key]) for name, key, parse in _parts(kind) if key in data})
+    samples: int | None = None
+    loss: float | None = None
+    new_classes: tuple[str, ...] = field(default=(), metadata=TUPLE)
 
 
 def read_prediction(response: httpx.Response) -> Prediction:
     """Read the predictions of classes."""
     headers = response.headers
     told = {"replayed": headers.get("Idempotent-Replay") == "true", "alarm": headers.get("Normstream-Alarm")}
-    return read(Prediction, {**_object(response), **told})
+    prediction = read(Prediction, {**json_of(response), **told})
+    samples = tuple(image.sample for image in prediction.predictions if image.sample is not None)
+    return replace(prediction, samples=samples or None)
 
 
 def read_values(stream: str, response: httpx.Response) -> Prediction:
     """Read the predictions that are an array, with the rest of them in the headers."""
     headers = response.headers
-    with _expecting("array of predictions"):
+    with expecting("array of predictions"):
+        values = np.lib.format.read_array(io.BytesIO(response.content), allow_pickle=False)
+        request = headers.get("Normstream-Samples")
         return Prediction(
             stream=stream,
             model=headers.get("Normstream-Model"),
             step=int(headers["Normstream-Step"]),
             version=int(headers["Normstream-Version"]),
             adapted=headers["Normstream-Adapted"].lower() == "true",
-            values=np.lib.format.read_array(io.BytesIO(response.content), allow_pickle=False),
+            values=values,
+            samples=tuple(f"{request}-{index}" for index in range(len(values))) if request else None,
             replayed=headers.get("Idempotent-Replay") == "true",
             alarm=headers.get("Normstream-Alarm"),
         )
-
-
-def read_body(kind: type[T]) -> Callable[[httpx.Response], T]:
-    """Return the reader of answers whose body is a `kind`."""
-    return lambda response: read(kind, _object(response))
-
-
-def _object(response: httpx.Response) -> Any:
-    with _expecting("answer"):
-        return response.json()
-
-
-def _parts(kind: type[Any]) -> Iterator[tuple[str, str, Callable[[Any], Any]]]:
-    """Yield each field's name, its key on the wire, and how its value is read."""
-    for part in fields(kind):
-        yield part.name, part.metadata.get("key", part.name), part.metadata.get("parse", lambda value: value)
-
-
-@contextmanager
-def _expecting(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UnexpectedAnswer(
-            f"cannot read the server's {what}: {error}; check that the URL is a Normstream server's, "
-            "and that this client is not older than the server"
-        ) from error

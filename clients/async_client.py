@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -14,11 +14,15 @@ import httpx
 
 from normstream.clients import calls
 from normstream.clients.answers import Methods, Model, Models, Prediction, Recipes, Snapshot, Stream, StreamEvent
-from normstream.clients.calls import Call, Outcome, Output, Recipe
+from normstream.clients.call import Call, Outcome, settle
+from normstream.clients.calls import Output, Recipe
 from normstream.clients.client import QUIET_S, parts, server_url
+from normstream.clients.edge_answers import Edge
 from normstream.clients.errors import ConnectionFailed, TimedOut, Unavailable
 from normstream.clients.events import EventFeed
 from normstream.clients.images import Images
+from normstream.clients.label_answers import Labelling, StreamLabels
+from normstream.clients.labels import Class, Labels, of_images
 from normstream.clients.retry import Retry
 
 T = TypeVar("T")
@@ -69,7 +73,7 @@ class AsyncClient:
             if pause_s is None:
                 break
             await asyncio.sleep(pause_s)
-        answer = calls.settle(call, outcome, repeated=attempt > 0)
+        answer = settle(call, outcome, repeated=attempt > 0)
         return await self.send(answer) if isinstance(answer, Call) else answer
 
     async def _attempt(self, call: Call[Any]) -> Outcome:
@@ -151,6 +155,29 @@ class AsyncClient:
         )
         return await self.send(call)
 
+    async def label(
+        self, id: str, labels: Labels, *, learn: bool = True, idempotency_key: str | None = None
+    ) -> Labelling:
+        """Say what images show; the stream may learn from it. Files are read in a thread."""
+        call = await asyncio.to_thread(calls.label, id, labels, learn=learn, idempotency_key=idempotency_key)
+        return await self.send(call)
+
+    async def label_images(
+        self,
+        id: str,
+        images: Images,
+        classes: Sequence[Class],
+        *,
+        learn: bool = True,
+        idempotency_key: str | None = None,
+    ) -> Labelling:
+        """Show images together with what they show."""
+        return await self.label(id, of_images(images, classes), learn=learn, idempotency_key=idempotency_key)
+
+    async def scores(self, id: str) -> StreamLabels:
+        """Look at how a stream has done by the labels that came, and at what it has learnt."""
+        return await self.send(calls.scores(id))
+
     async def reset(self, id: str) -> Stream:
         """Put a stream back to the source state."""
         return await self.send(calls.reset(id))
@@ -182,6 +209,24 @@ class AsyncClient:
     async def fork(self, id: str, new_id: str | None = None) -> Stream:
         """Copy a stream's state to a new stream, whose id is made up when None."""
         return await self.send(calls.fork(id, new_id))
+
+    async def edges(self) -> AsyncIterator[Edge]:
+        """Iterate over all edges in order of id, page by page."""
+        after: str | None = None
+        while True:
+            page = await self.send(calls.edges(after))
+            for edge in page.edges:
+                yield edge
+            if (after := page.next) is None:
+                return
+
+    async def edge(self, id: str) -> Edge:
+        """Look at one edge."""
+        return await self.send(calls.edge(id))
+
+    async def delete_edge(self, id: str) -> None:
+        """Forget an edge; with the last of its stream the stream goes too."""
+        await self.send(calls.delete_edge(id))
 
     async def events(self, id: str, last_event_id: str | None = None) -> AsyncGenerator[StreamEvent]:
         """Iterate over a stream's events until it is deleted, connecting again where they break off.

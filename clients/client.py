@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -15,10 +15,14 @@ import httpx
 
 from normstream.clients import calls
 from normstream.clients.answers import Methods, Model, Models, Prediction, Recipes, Snapshot, Stream, StreamEvent
-from normstream.clients.calls import Call, Outcome, Output, Recipe
+from normstream.clients.call import Call, Outcome, settle
+from normstream.clients.calls import Output, Recipe
+from normstream.clients.edge_answers import Edge
 from normstream.clients.errors import ConnectionFailed, InvalidArgument, TimedOut, Unavailable
 from normstream.clients.events import EventFeed
 from normstream.clients.images import Images
+from normstream.clients.label_answers import Labelling, StreamLabels
+from normstream.clients.labels import Class, Labels, of_images
 from normstream.clients.retry import Retry
 
 T = TypeVar("T")
@@ -82,7 +86,7 @@ class Client:
             if pause_s is None:
                 break
             time.sleep(pause_s)
-        answer = calls.settle(call, outcome, repeated=attempt > 0)
+        answer = settle(call, outcome, repeated=attempt > 0)
         return self.send(answer) if isinstance(answer, Call) else answer
 
     def _attempt(self, call: Call[Any]) -> Outcome:
@@ -172,6 +176,46 @@ class Client:
         call = calls.predict(id, images, adapt=adapt, top_k=top_k, output=output, idempotency_key=idempotency_key)
         return self.send(call)
 
+    def label(self, id: str, labels: Labels, *, learn: bool = True, idempotency_key: str | None = None) -> Labelling:
+        """Say what images show: they are counted, and a stream whose recipe learns from labels learns from them.
+
+        Args:
+            id: The stream.
+            labels: A mapping of samples' ids to classes; or pairs of a sample's id (text) or an image (a `Path`, a
+                file's content, a uint8 array `[H, W, 3]`) and its class; or `Label` values. A class goes by its name,
+                or its number.
+            learn: False counts the labels, and teaches nothing.
+            idempotency_key: Makes a call that this program repeats safe; made up for each call when None.
+
+        Example:
+            >>> client.label("gate-3", {"9f1c2b7a5d3e4f60-0": "zebra"})  # doctest: +SKIP
+        """
+        return self.send(calls.label(id, labels, learn=learn, idempotency_key=idempotency_key))
+
+    def label_images(
+        self,
+        id: str,
+        images: Images,
+        classes: Sequence[Class],
+        *,
+        learn: bool = True,
+        idempotency_key: str | None = None,
+    ) -> Labelling:
+        """Show images together with what they show.
+
+        Args:
+            id: The stream.
+            images: As `predict` takes them, but none that are preprocessed.
+            classes: Each image's class, by its name or its number.
+            learn: False counts the labels, and teaches nothing.
+            idempotency_key: Makes a call that this program repeats safe; made up for each call when None.
+        """
+        return self.label(id, of_images(images, classes), learn=learn, idempotency_key=idempotency_key)
+
+    def scores(self, id: str) -> StreamLabels:
+        """Look at how a stream has done by the labels that came, and at what it has learnt."""
+        return self.send(calls.scores(id))
+
     def reset(self, id: str) -> Stream:
         """Put a stream back to the source state."""
         return self.send(calls.reset(id))
@@ -203,6 +247,23 @@ class Client:
     def fork(self, id: str, new_id: str | None = None) -> Stream:
         """Copy a stream's state to a new stream, whose id is made up when None."""
         return self.send(calls.fork(id, new_id))
+
+    def edges(self) -> Iterator[Edge]:
+        """Iterate over all edges in order of id, page by page."""
+        after: str | None = None
+        while True:
+            page = self.send(calls.edges(after))
+            yield from page.edges
+            if (after := page.next) is None:
+                return
+
+    def edge(self, id: str) -> Edge:
+        """Look at one edge."""
+        return self.send(calls.edge(id))
+
+    def delete_edge(self, id: str) -> None:
+        """Forget an edge; with the last of its stream the stream goes too."""
+        self.send(calls.delete_edge(id))
 
     def events(self, id: str, last_event_id: str | None = None) -> Iterator[StreamEvent]:
         """Iterate over a stream's events until it is deleted, connecting again where they break off.

@@ -12,9 +12,10 @@ from typing import Any
 import httpx
 
 from normstream.clients import calls
-from normstream.clients.answers import StreamEvent, read
-from normstream.clients.calls import Call, Outcome, failure
+from normstream.clients.answers import StreamEvent
+from normstream.clients.call import Call, Outcome, failure
 from normstream.clients.errors import UnexpectedAnswer
+from normstream.clients.reading import read
 from normstream.clients.retry import Retry
 
 

@@ -11,7 +11,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -53,7 +53,33 @@ def encode(images: Images) -> Payload:
     arrays = [_checked_picture(item, i) for i, item in enumerate(items) if isinstance(item, np.ndarray)]
     if len(arrays) == len(items) and len({array.shape for array in arrays}) == 1:
         return _npy(np.stack(arrays))
-    return _multipart([_file(item, i) for i, item in enumerate(items)])
+    return multipart(as_files(items))
+
+
+def one_by_one(images: Images) -> list[Image]:
+    """Return each image by itself; they may be one array, uint8 `[B, H, W, 3]`."""
+    if isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype == np.uint8:
+        return list(_checked_batch(images))
+    return _items(images)
+
+
+def as_files(images: Sequence[Image]) -> list[tuple[str, bytes]]:
+    """Return the name and the content of a file of each image.
+
+    Raises:
+        InvalidArgument: A file cannot be read, or an array has another shape or type.
+    """
+    return [_file(item, i) for i, item in enumerate(images)]
+
+
+def multipart(files: list[tuple[str, bytes]], fields: Mapping[str, str] | None = None) -> Payload:
+    """Put files into the field `images` of a multipart body, and texts into others."""
+    # A boundary of the content, not of chance: a repeated call must have the very same body.
+    boundary = hashlib.sha256(b"".join(content for _, content in files)).hexdigest()[:32]
+    content_type = f"multipart/form-data; boundary={boundary}"
+    parts = [("images", file) for file in files]
+    request = httpx.Request("POST", "http://unused", headers={"Content-Type": content_type}, data=fields, files=parts)
+    return Payload(content_type, request.read())
 
 
 def _items(images: Any) -> list[Any]:
@@ -100,7 +126,7 @@ def _npy(array: NDArray[Any]) -> Payload:
 def _file(item: Any, position: int) -> tuple[str, bytes]:
     """Return an image's file name and content."""
     if isinstance(item, np.ndarray):
-        return f"image-{position}.png", _png(item)
+        return f"image-{position}.png", _png(_checked_picture(item, position))
     if isinstance(item, (str, os.PathLike)):
         return Path(item).name, _content(Path(item), position)
     if not isinstance(item, bytes):
@@ -119,15 +145,6 @@ def _content(path: Path, position: int) -> bytes:
     if not content:
         raise InvalidArgument(f"images[{position}]: the file {path} is empty")
     return content
-
-
-def _multipart(files: list[tuple[str, bytes]]) -> Payload:
-    # A boundary of the content, not of chance: a repeated call must have the very same body.
-    boundary = hashlib.sha256(b"".join(content for _, content in files)).hexdigest()[:32]
-    content_type = f"multipart/form-data; boundary={boundary}"
-    parts = [("images", file) for file in files]
-    request = httpx.Request("POST", "http://unused", headers={"Content-Type": content_type}, files=parts)
-    return Payload(content_type, request.read())
 
 
 def _png(pixels: Pixels) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from normstream.clients.calls import Call, Outcome, Repeat
+from normstream.clients.call import Call, Outcome, Repeat
 from normstream.clients.errors import InvalidArgument
 
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})

@@ -15,9 +15,11 @@ from normstream.service.admission import Admission
 from normstream.service.body_limit import BodyLimit
 from normstream.service.edges import Edges
 from normstream.service.errors import MEDIA_TYPE, ProblemDetails, answer_with_problems
+from normstream.service.labelling import Labeller
 from normstream.service.models import hosting
 from normstream.service.packages import Packages
-from normstream.service.routes import edges, events, health, models, packages, predict, snapshots, streams
+from normstream.service.predicting import Predictor
+from normstream.service.routes import edges, events, health, labels, models, packages, predict, snapshots, streams
 from normstream.service.settings import Settings
 from normstream.service.storage.embedded_redis import EmbeddedRedis
 from normstream.service.storage.records import StoreUnavailable
@@ -54,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.admission = Admission(settings.max_queue)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     answer_with_problems(app)
-    for module in (models, packages, streams, predict, snapshots, events, edges, health):
+    for module in (models, packages, streams, predict, labels, snapshots, events, edges, health):
         app.include_router(module.router)
     return app
 
@@ -73,10 +75,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             cache_bytes=settings.cache_bytes,
             max_samples=settings.max_samples,
             max_sample_bytes=settings.max_sample_bytes,
+            label_ttl_s=settings.label_ttl_s,
+            max_unlabelled=settings.max_unlabelled,
+            max_unlabelled_bytes=settings.max_unlabelled_bytes,
         )
         stack.push_async_callback(store.aclose)
         await _warn(store.check)
         app.state.streams = Streams(hosted, store, settings)
+        app.state.predictor = Predictor(app.state.streams, settings)
+        app.state.labeller = Labeller(app.state.streams, app.state.predictor, settings)
         app.state.packages = Packages(settings.data / "packages")
         app.state.edges = Edges(app.state.streams, app.state.packages)
         await stack.enter_async_context(_teaching(app))

@@ -9,7 +9,9 @@ from fastapi import Depends, Request
 
 from normstream.service.admission import Admission
 from normstream.service.edges import Edges
+from normstream.service.labelling import Labeller
 from normstream.service.packages import Packages
+from normstream.service.predicting import Predictor
 from normstream.service.settings import Settings
 from normstream.service.streams import Streams
 
@@ -17,6 +19,16 @@ from normstream.service.streams import Streams
 async def _streams(request: Request) -> Streams:
     streams: Streams = request.app.state.streams
     return streams
+
+
+async def _predictor(request: Request) -> Predictor:
+    predictor: Predictor = request.app.state.predictor
+    return predictor
+
+
+async def _labeller(request: Request) -> Labeller:
+    labeller: Labeller = request.app.state.labeller
+    return labeller
 
 
 async def _edges(request: Request) -> Edges:
@@ -40,6 +52,8 @@ async def _admission(request: Request) -> Admission:
 
 
 TheStreams = Annotated[Streams, Depends(_streams)]
+ThePredictor = Annotated[Predictor, Depends(_predictor)]
+TheLabeller = Annotated[Labeller, Depends(_labeller)]
 TheEdges = Annotated[Edges, Depends(_edges)]
 ThePackages = Annotated[Packages, Depends(_packages)]
 TheSettings = Annotated[Settings, Depends(_settings)]

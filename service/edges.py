@@ -58,6 +58,12 @@ class Edges:
         Returns:
             The edge, its stream, and whether it is new.
         """
+        if recipe.learn is not None:
+            raise invalid(
+                "body.recipe.learn",
+                "edges follow the norm layers' parameters alone, and a stream that learns from labels has a head of its"
+                " own besides; leave learn out",
+            )
         edge_id = edge_id or secrets.token_hex(8)
         wanted = EdgeRecord(
             id=edge_id,

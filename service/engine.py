@@ -4,14 +4,15 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from normstream.adaptation import HostedModel, Report, Request, Result, drift, encode, labels, step
+from normstream.adaptation import HostedModel, Report, Request, Result, class_names, drift, encode, labels, step
 from normstream.service.images import refuse_overflow
 from normstream.service.scheduler import Scheduler
 from normstream.service.settings import Settings
@@ -26,7 +27,8 @@ class Answer:
     logits: NDArray[np.float32]  # [B, classes]
     probs: NDArray[np.float32]  # [B, classes]
     entropy: NDArray[np.float32]  # [B], in nats
-    state: bytes  # encoded; empty when the stream did not adapt
+    features: Tensor | None  # what the head read, [B, D]; None where the model has no such head
+    state: bytes  # encoded without what was learnt, which stays as it is; empty when the stream did not adapt
     step: int
     drift: dict[str, float]
     report: Report | None  # of the update slot
@@ -38,6 +40,7 @@ class Engine:
     def __init__(self, hosted: HostedModel, thread: Executor, settings: Settings) -> None:
         self.hosted = hosted
         self.labels = labels(hosted)
+        self.names = class_names(hosted)
         self._thread = thread
         self._scheduler: Scheduler[Request, Answer] = Scheduler(
             self._serve, thread, max_batch=settings.max_batch, max_wait_s=settings.max_wait_ms / 1000
@@ -90,7 +93,8 @@ def _answer(result: Result, adapted: bool) -> Answer | Exception:
         logits=result.logits.cpu().numpy(),
         probs=probs.cpu().numpy(),
         entropy=-(probs * log_probs).sum(dim=1).cpu().numpy(),
-        state=encode(result.state) if adapted else b"",
+        features=None if result.features is None else result.features.cpu(),
+        state=encode(replace(result.state, learnt=None)) if adapted else b"",
         step=result.state.step,
         drift=drift(result) if adapted else {},
         report=result.report,

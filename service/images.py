@@ -45,10 +45,17 @@ class ImagesBody(BaseModel):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Images:
-    """The images of one request: files, or one array."""
+    """The images of one request: files, or one array.
+
+    Attributes:
+        files: as they came.
+        array: [B, ...].
+        places: what a problem calls the files; images.0 and so on where nothing is said.
+    """
 
     files: tuple[bytes, ...] = ()
     array: NDArray[np.uint8] | NDArray[np.float32] | None = None
+    places: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files) if self.array is None else len(self.array)
@@ -110,14 +117,19 @@ def _from_json(body: bytes) -> tuple[bytes, ...]:
             raise BadRequest(f"The body is not valid JSON: {first['msg']}") from None
         where = ".".join(["body", *map(str, first["loc"])])
         raise invalid(where, f'{first["msg"]}; expected {{"images": ["<base64 of a file>", ...]}}') from None
-    return tuple(_from_base64(text, index) for index, text in enumerate(texts))
+    return tuple(from_base64(text, f"images.{index}") for index, text in enumerate(texts))
 
 
-def _from_base64(text: str, index: int) -> bytes:
+def from_base64(text: str, where: str) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        Problem: naming where it is in the request.
+    """
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise invalid(f"images.{index}", f"not base64 ({error})") from None
+        raise invalid(where, f"not base64 ({error})") from None
 
 
 def _from_npy(body: bytes) -> NDArray[np.uint8] | NDArray[np.float32]:
@@ -144,11 +156,12 @@ def prepare(images: Images, preprocessing: Preprocessing, max_pixels: int) -> Te
         Problem: naming the index of the image.
     """
     if images.array is None:
-        return _batch(_decoded(images.files, max_pixels), preprocessing)
+        places = images.places or tuple(f"images.{index}" for index in range(len(images)))
+        return _batch(_decoded(images.files, places, max_pixels), preprocessing)
     if images.array.dtype == np.float32:
         return _checked_floats(images.array, preprocessing.input_size)
     height, width = images.array.shape[1:3]
-    _check_size(0, width, height, max_pixels // len(images), max_pixels)
+    _check_size("images.0", width, height, max_pixels // len(images), max_pixels)
     return _batch(map(Image.fromarray, images.array), preprocessing)
 
 
@@ -166,48 +179,48 @@ def _checked_floats(array: NDArray[np.generic], input_size: Sequence[int]) -> Te
     return torch.from_numpy(array)
 
 
-def _decoded(files: Sequence[bytes], max_pixels: int) -> list[Image.Image]:
+def _decoded(files: Sequence[bytes], places: Sequence[str], max_pixels: int) -> list[Image.Image]:
     left, images = max_pixels, []
-    for index, data in enumerate(files):
-        image = opened(data, index)
-        _check_size(index, *image.size, left, max_pixels)
+    for data, where in zip(files, places, strict=True):
+        image = opened(data, where)
+        _check_size(where, *image.size, left, max_pixels)
         left -= image.width * image.height
         images.append(image)
-    return [upright(image, index) for index, image in enumerate(images)]
+    return [upright(image, where) for image, where in zip(images, places, strict=True)]
 
 
-def opened(data: bytes, index: int) -> Image.Image:
+def opened(data: bytes, where: str) -> Image.Image:
     """The image with only its header read.
 
     Raises:
-        Problem: naming the index.
+        Problem: naming where it is in the request.
     """
     if not data:
-        raise invalid(f"images.{index}", "the file is empty")
+        raise invalid(where, "the file is empty")
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise TooLarge(f"images.{index}: {error}") from None
+        raise TooLarge(f"{where}: {error}") from None
     except (UnidentifiedImageError, *_BROKEN):
         known = ", ".join(FORMATS)
-        raise invalid(f"images.{index}", f"not a {known} file, or broken (begins with {data[:8]!r})") from None
+        raise invalid(where, f"not a {known} file, or broken (begins with {data[:8]!r})") from None
 
 
-def _check_size(index: int, width: int, height: int, left: int, max_pixels: int) -> None:
+def _check_size(where: str, width: int, height: int, left: int, max_pixels: int) -> None:
     if width * height > left:
         raise TooLarge(
-            f"images.{index} is {width}x{height}: with it the request has over {max_pixels} pixels."
+            f"{where} is {width}x{height}: with it the request has over {max_pixels} pixels."
             " Send fewer or smaller images."
         )
     if max(width, height) > MAX_SIDE_RATIO * min(width, height):
-        raise invalid(f"images.{index}", f"it is {width}x{height}; one side may be {MAX_SIDE_RATIO} times the other")
+        raise invalid(where, f"it is {width}x{height}; one side may be {MAX_SIDE_RATIO} times the other")
 
 
-def upright(image: Image.Image, index: int) -> Image.Image:
+def upright(image: Image.Image, where: str) -> Image.Image:
     """The pixels, upright by their EXIF orientation, in RGB.
 
     Raises:
-        Problem: naming the index.
+        Problem: naming where it is in the request.
     """
     try:
         image.load()
@@ -216,7 +229,7 @@ def upright(image: Image.Image, index: int) -> Image.Image:
             upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
         return upright.convert("RGB")
     except _BROKEN as error:
-        raise invalid(f"images.{index}", f"the file is broken or cut short ({str(error)[:100]})") from None
+        raise invalid(where, f"the file is broken or cut short ({str(error)[:100]})") from None
 
 
 def refuse_overflow(index: int) -> Invalid:

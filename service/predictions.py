@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Literal, Self
@@ -11,8 +12,9 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from normstream.adaptation import Alarm, Report
-from normstream.service.engine import Answer, Engine
+from normstream.service.engine import Answer
 from normstream.service.images import NPY, Images
+from normstream.service.samples import sample_id
 from normstream.service.storage.records import StreamRecord
 
 
@@ -71,6 +73,9 @@ class ClassScore(BaseModel):
 class ImagePrediction(BaseModel):
     """What is predicted for one image; `top` or `values`, as asked."""
 
+    sample: str | None = Field(
+        None, description="id by which the image's label can come later; null where the server waits for none"
+    )
     entropy: float = Field(description="of the predicted distribution, in nats")
     top: list[ClassScore] | None = Field(None, description="the likeliest classes, likeliest first")
     values: list[float] | None = Field(None, description="probabilities or logits of all classes")
@@ -114,8 +119,18 @@ class Prediction(BaseModel):
     predictions: list[ImagePrediction]
 
 
-def present(engine: Engine, record: StreamRecord, answer: Answer, asked: Asked) -> Predicted:
-    """Write the answer; `record` is the stream's from before the step."""
+def present(
+    record: StreamRecord, answer: Answer, asked: Asked, names: Sequence[str] | None, prediction_id: str | None
+) -> Predicted:
+    """Write the answer.
+
+    Args:
+        record: the stream's, from before the step.
+        answer: of the engine.
+        asked: what of it is wanted.
+        names: of the classes, where they are known.
+        prediction_id: what the ids of the images begin with; None where no labels are waited for.
+    """
     step, version = (answer.step, record.version + 1) if asked.adapt else (record.step, record.version)
     headers = {
         "Normstream-Model": record.model,
@@ -123,6 +138,8 @@ def present(engine: Engine, record: StreamRecord, answer: Answer, asked: Asked) 
         "Normstream-Version": str(version),
         "Normstream-Adapted": str(asked.adapt).lower(),
     }
+    if prediction_id is not None:
+        headers["Normstream-Samples"] = prediction_id
     update = Update.of(answer.report) if answer.report else None
     if update and update.alarm:
         headers["Normstream-Alarm"] = update.alarm
@@ -135,7 +152,7 @@ def present(engine: Engine, record: StreamRecord, answer: Answer, asked: Asked) 
         version=version,
         adapted=asked.adapt,
         update=update,
-        predictions=[_image(engine, answer, index, asked) for index in range(len(answer.probs))],
+        predictions=[_image(answer, index, asked, names, prediction_id) for index in range(len(answer.probs))],
     )
     unasked: dict[str, Any] = {"predictions": {"__all__": {"values" if asked.output is Output.TOPK else "top"}}}
     if update is None:
@@ -144,14 +161,17 @@ def present(engine: Engine, record: StreamRecord, answer: Answer, asked: Asked) 
     return Predicted(headers | {"Content-Type": "application/json"}, body)
 
 
-def _image(engine: Engine, answer: Answer, index: int, asked: Asked) -> ImagePrediction:
+def _image(
+    answer: Answer, index: int, asked: Asked, names: Sequence[str] | None, prediction_id: str | None
+) -> ImagePrediction:
     entropy, probs = float(answer.entropy[index]), answer.probs[index]
+    sample = None if prediction_id is None else sample_id(prediction_id, index)
     if asked.output is not Output.TOPK:
         values = probs if asked.output is Output.PROBS else answer.logits[index]
-        return ImagePrediction(entropy=entropy, values=values.tolist())
+        return ImagePrediction(sample=sample, entropy=entropy, values=values.tolist())
     best = np.argsort(-probs, kind="stable")[: asked.top_k].tolist()
-    names = engine.labels
     return ImagePrediction(
+        sample=sample,
         entropy=entropy,
         top=[
             ClassScore(**{"class": k, "label": names[k] if names else None, "probability": float(probs[k])})

@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     device: str = Field("cpu", description="torch device of the models, such as cpu or cuda:0")
     threads: int | None = Field(None, ge=1, description="cores that a forward pass may use; all if unset")
 
-    max_images: int = Field(64, ge=1, description="images in one request")
+    max_images: int = Field(64, ge=1, description="images or labels in one request")
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="size of a request's body")
     max_pixels: int = Field(100_000_000, ge=1, description="pixels of all images of a request, before decoding")
 
@@ -55,13 +55,25 @@ class Settings(BaseSettings):
     max_wait_ms: float = Field(
         0.0, ge=0, description="how long a request may wait for others to share its forward pass"
     )
-    max_queue: int = Field(256, ge=1, description="predict requests waiting or running; more are answered 429")
+    max_queue: int = Field(
+        256, ge=1, description="predict and label requests waiting or running; more are answered 429"
+    )
     request_timeout_s: float = Field(30.0, gt=0, description="how long a predict request may take before a 504")
     drain_timeout_s: float = Field(30.0, ge=0, description="how long running requests may take to end on shutdown")
 
     max_samples: int = Field(512, ge=1, description="samples of one stream that wait to be learnt from")
     max_sample_bytes: int = Field(32 * 2**20, ge=2**20, description="size of those samples' images")
     sample_ttl_s: float = Field(86400.0, gt=0, description="how long a sample may wait before it is dropped")
+
+    label_ttl_s: float = Field(
+        3600.0,
+        ge=0,
+        description="how long a prediction waits for its label, with what is kept of its image; 0 keeps none",
+    )
+    max_unlabelled: int = Field(
+        4096, ge=1, description="predictions of one stream that wait, and labels that came; the oldest go first"
+    )
+    max_unlabelled_bytes: int = Field(32 * 2**20, ge=0, description="size of what is kept of those images")
 
     idempotency_ttl_s: float = Field(600.0, gt=0, description="how long the answer to an Idempotency-Key is kept")
     cache_bytes: int = Field(256 * 2**20, ge=0, description="states kept at hand by this process")

@@ -99,13 +99,13 @@ def check(samples: Sequence[tuple[str, bytes]], preprocessing: Preprocessing) ->
     _, height, width = preprocessing.input_size
     for index, (sample_id, data) in enumerate(samples):
         try:
-            image = opened(data, index)
+            image = opened(data, f"images.{index}")
             if image.width > MAX_SIDES * width or image.height > MAX_SIDES * height:
                 raise TooLarge(
                     f"images.{index} is {image.width}x{image.height}; the model takes {width}x{height}, and at most"
                     f" {MAX_SIDES} times that is taken. Send the crop that the model takes."
                 )
-            upright(image, index)
+            upright(image, f"images.{index}")
         except (Invalid, TooLarge) as problem:
             problem.detail = problem.detail.replace(f"images.{index}", f"images.{index} ({sample_id})", 1)
             raise

@@ -7,8 +7,8 @@
 """
 
 from .admission import damage
-from .hosted_form import learnt_affine, learnt_statistics
+from .hosted_form import learnt_layers
 from .learner import Learner, LearningReport, LearningStep
 from .learning import Learning
 
-__all__ = ["Learner", "Learning", "LearningReport", "LearningStep", "damage", "learnt_affine", "learnt_statistics"]
+__all__ = ["Learner", "Learning", "LearningReport", "LearningStep", "damage", "learnt_layers"]

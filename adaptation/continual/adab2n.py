@@ -13,7 +13,7 @@ from .sample_moments import sample_moments
 
 
 class AdaB2N(LearningNorm):
-    """Adaptive balance of batch normalisation (Lyu et al. 2023, arXiv:2310.08855).
+    """Balance the tasks of a batch in its statistics, by weights that are learnt (Lyu et al. 2023, arXiv:2310.08855).
 
     A batch of new and replayed samples holds many of the newest task and few of each older one. Here a layer learns
     how much each task counts in the statistics that it normalises by:

@@ -4,7 +4,7 @@ import numpy as np
 from torch import Tensor
 
 from ..member import Tensors
-from ..state import in_slot, slot
+from ..tensor_slots import in_slot, slot
 from .classes import Classes
 from .growth import grow
 from .learner import Learner

@@ -12,10 +12,10 @@ from .layer_norms import Layer, LearningNorm, Learnt, Lesson, by_running
 
 
 class ContinualNorm(LearningNorm):
-    """Continual Normalization: y = BN(GN(x)), with one affine, BN's (Pham et al. 2022, arXiv:2203.16102).
+    """Normalise groups of a sample's channels, then by the batch (Pham et al. 2022, arXiv:2203.16102).
 
-    The group normalisation takes out of each sample what its task gave it; the batch normalisation does the rest, and
-    the running statistics are of what it sees.
+    Continual Normalization: y = BN(GN(x)), with one affine, BN's. The group normalisation takes out of each sample what
+    its task gave it; the batch normalisation does the rest, and the running statistics are of what it sees.
     """
 
     name: Literal["cn"] = "cn"

@@ -8,11 +8,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..member import Frozen
+from ..member import Member, Need
 from .answers import Answers, Replayed
 
 
-class DerPlusPlus(Frozen):
+class DerPlusPlus(Member):
     """Replayed samples keep the logits that they had, and their labels (Buzzega et al. 2020, arXiv:2004.07211).
 
         loss = CE(new) + alpha MSE(replayed, its logits when it was stored) + beta CE(replayed again)
@@ -24,6 +24,7 @@ class DerPlusPlus(Frozen):
     name: Literal["derpp"] = "derpp"
     alpha: float = Field(0.2, ge=0, le=100, description="weight of the stored logits")
     beta: float = Field(0.5, ge=0, le=100, description="weight of the replayed labels")
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.CLASSIFIER})
     keeps_logits: ClassVar[bool] = True
 
     def replays(self, tasks: int) -> int:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..member import Frozen
+from ..member import Member, Need
 from .answers import Answers, Replayed
 
 
-class ErAce(Frozen):
+class ErAce(Member):
     """New samples compete among their own classes, replayed ones among all (Caccia et al. 2022, arXiv:2104.05025).
 
         loss = CE(new, among the classes present in the new samples) + CE(replayed, among all classes)
@@ -21,6 +21,7 @@ class ErAce(Frozen):
     """
 
     name: Literal["er_ace"] = "er_ace"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.CLASSIFIER})
     keeps_logits: ClassVar[bool] = False
 
     def replays(self, tasks: int) -> int:

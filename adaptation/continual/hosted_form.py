@@ -1,43 +1,38 @@
 """What a stream has learnt, as the layers that serve many streams in one forward pass take it."""
 
-import torch
+from dataclasses import replace
+
 from torch import Tensor
 
-from ..hosting import HostingError
+from ..hosting import HostedModel, HostingError
+from ..layers import Layers, NormLayer
 from ..member import Tensors
-from ..moments import Moments, side_by_side
-from .adab2n import AdaB2N
-from .batch_norm import BatchNorm
-from .learner import Learner
+from ..moments import Moments
+from .learning import Learning
 from .network import Slot
 
 
-def learnt_affine(learner: Learner, tensors: Tensors) -> Tensor:
-    """Weights and biases of all norm layers side by side, [2, C_total], in the order of the model's layers.
+def learnt_layers(hosted: HostedModel, learning: Learning, tensors: Tensors) -> Layers:
+    """The model's norm layers with the stream's weights and biases, and its running statistics as the source's.
+
+    Those of the model itself, where the stream has none of its own.
 
     Raises:
         HostingError: when the stream's network differs from the hosted one in more than norm layers and head.
     """
-    recipe = learner.recipe
-    if recipe.learns == "all" or not isinstance(recipe.norm, AdaB2N | BatchNorm | None):
+    if learning.own_network:
         raise HostingError(
             "a stream that learns all weights, or with norm gn or cn, has a network of its own; only its learner can"
             " predict for it"
         )
-    layers = learner.hosted.layers
-    weight = [tensors.get(f"network.{layer.path}.weight", layer.weight) for layer in layers]
-    bias = [tensors.get(f"network.{layer.path}.bias", layer.bias) for layer in layers]
-    return torch.stack([torch.cat(weight), torch.cat(bias)])
+    if not any(name.startswith("network.") for name in tensors):
+        return hosted.layers
 
+    def own(layer: NormLayer) -> NormLayer:
+        def of(name: str, trained: Tensor) -> Tensor:
+            return tensors.get(f"network.{layer.path}.{name}", trained)
 
-def learnt_statistics(learner: Learner, tensors: Tensors) -> Moments:
-    """What batch norms normalise by, side by side, [C_total of them]: the source statistics of the stream from now."""
-    return side_by_side(
-        [
-            Moments(
-                tensors.get(f"network.{layer.path}.{Slot.MEAN}", layer.source.mean),
-                tensors.get(f"network.{layer.path}.{Slot.VAR}", layer.source.var),
-            )
-            for layer in learner.hosted.batch_norms
-        ]
-    )
+        source = Moments(of(Slot.MEAN, layer.source.mean), of(Slot.VAR, layer.source.var))
+        return replace(layer, weight=of("weight", layer.weight), bias=of("bias", layer.bias), source=source)
+
+    return Layers(map(own, hosted.layers))

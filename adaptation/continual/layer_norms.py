@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..member import Frozen
+from ..member import Member, Need
 from ..moments import Moments
 
 
@@ -36,10 +36,10 @@ class Learnt(NamedTuple):
     loss: Tensor  # the layer's own, a scalar
 
 
-class LearningNorm(Frozen):
+class LearningNorm(Member):
     """How a batch normalisation's place is filled in a network that learns from labels."""
 
-    name: str
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.BATCH_NORM, Need.CLASSIFIER})
     weighs_tasks: ClassVar[bool] = False
     """True where a layer learns a weight for each task."""
 

@@ -12,14 +12,14 @@ from torch.nn.functional import linear
 
 from ..hosting import HostedModel
 from ..member import Tensors
-from ..state import in_slot, slot
+from ..tensor_slots import in_slot, slot
 from .answers import Answers, Replayed
 from .classes import Classes
 from .growth import HEAD_BIAS, HEAD_WEIGHT, grow, lengthened
 from .layer_norms import Lesson
 from .learning import Learning
 from .network import Features, LearningNetwork
-from .pixels import Pixels, decode, encode, jitter, normalise
+from .pixels import Examples, Pixels, decode, encode, jitter, normalise
 from .replay import Drawn
 
 TRAINED_FOR = 10_000
@@ -36,6 +36,7 @@ class LearningReport:
     kept: int  # samples in the memory after the step
     kept_bytes: int
     classes: int
+    steps: int  # of learning so far
     discarded: str | None = None  # why the state stayed as it was
 
 
@@ -109,25 +110,26 @@ class Learner:
         """Of the classes, in the order of the outputs."""
         return Classes.unpacked(slot(tensors, "classes")).names
 
-    def learn(self, tensors: Tensors, images: Pixels, labels: Sequence[str]) -> LearningStep:
+    def learn(self, tensors: Tensors, examples: Examples, labels: Sequence[str]) -> LearningStep:
         """One step; nothing that is given changes.
 
         Args:
             tensors: the state.
-            images: new ones at the network's input size, [B, H, W, 3].
+            examples: new images at the network's input size, [B, H, W, 3], or what the head reads of them, [B, D], in
+                a recipe that learns from features.
             labels: name of each one's class; a new name adds an output.
 
         Raises:
-            ValueError: when images and labels do not fit each other, the network or the recipe.
+            ValueError: when examples and labels do not fit each other, the network or the recipe.
         """
         recipe = self.recipe
-        classes = self._admitted(tensors, images, labels)
+        classes = self._admitted(tensors, examples, labels)
         rng = np.random.default_rng((recipe.seed, int(tensors["steps"])))
         drawn = self._drawn(tensors, classes, rng)
         grown = grow(self._parameters(tensors), len(classes.names), self._tasks(classes), rng)
         leaves = {name: value.detach().requires_grad_() for name, value in grown.items()}
         with torch.enable_grad():
-            passed = self._pass(tensors | leaves, images, classes.indices(labels), drawn, classes, rng)
+            passed = self._pass(tensors | leaves, examples, classes.indices(labels), drawn, classes, rng)
             total = passed.loss + passed.penalty
         total.backward()
         moved = {**self._descended(tensors, leaves), **in_slot(passed.buffers, "network")}
@@ -137,22 +139,24 @@ class Learner:
             return LearningStep(tensors, passed.new.logits, report)
         after = {
             **moved,
-            **in_slot(self._remembered(tensors, images, passed, rng), "replay"),
+            **in_slot(self._remembered(tensors, examples, passed, rng), "replay"),
             **in_slot(classes.packed(), "classes"),
             "steps": tensors["steps"] + 1,
             "batches": tensors["batches"] + 1,
         }
         return LearningStep(after, passed.new.logits, _report(after, passed, drawn))
 
-    def _admitted(self, tensors: Tensors, images: Pixels, labels: Sequence[str]) -> Classes:
+    def _admitted(self, tensors: Tensors, examples: Examples, labels: Sequence[str]) -> Classes:
         """The classes with those of the labels."""
         _, height, width = self.hosted.preprocessing.input_size
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (height, width, 3) or not len(images):
-            raise ValueError(
-                f"images are {images.dtype} {images.shape}; expected uint8 [B, {height}, {width}, 3] with B at least 1"
-            )
-        if len(labels) != len(images):
-            raise ValueError(f"{len(labels)} labels are given for {len(images)} images; give one for each")
+        shapes: dict[str, tuple[int, ...]] = {"uint8": (height, width, 3)}
+        if self.recipe.learns_from_features:
+            shapes["float32"] = (self.network.width,)
+        if not len(examples) or shapes.get(examples.dtype.name) != examples.shape[1:]:
+            expected = " or ".join(f"{dtype} [B, {', '.join(map(str, shape))}]" for dtype, shape in shapes.items())
+            raise ValueError(f"examples are {examples.dtype} {examples.shape}; expected {expected} with B at least 1")
+        if len(labels) != len(examples):
+            raise ValueError(f"{len(labels)} labels are given for {len(examples)} examples; give one for each")
         classes = Classes.unpacked(slot(tensors, "classes")).grown(labels)
         if (new := len(classes.names) - classes.first) > self.recipe.max_new_classes:
             raise ValueError(
@@ -177,7 +181,7 @@ class Learner:
     def _pass(
         self,
         tensors: Tensors,
-        images: Pixels,
+        examples: Examples,
         labels: Tensor,
         drawn: Sequence[Drawn],
         classes: Classes,
@@ -186,13 +190,13 @@ class Learner:
         """Forward, and the loss."""
         network = slot(tensors, "network")
         runs = [labels, *(each.labels for each in drawn)]
-        if self.recipe.replay.keep == "features":
-            own = self.network.predict(network, self._input(images, rng))
+        if self.recipe.learns_from_features:
+            own = self._read(network, examples, rng)
             features = [own, *(_as_features(each.data).to(own) for each in drawn)]
             body = Features(features[0], {}, own.new_zeros(()))
         else:
-            size = images.shape[1:3]
-            inputs = [self._input(each, rng) for each in (images, *(decode(each.data, size) for each in drawn))]
+            size = examples.shape[1:3]
+            inputs = [self._input(each, rng) for each in (examples, *(decode(each.data, size) for each in drawn))]
             tasks = [classes.tasks(run, self.recipe.classes_per_task).to(self.hosted.device) for run in runs]
             features, body = self._features(network, inputs, tasks, self._tasks(classes), int(tensors["batches"]))
         new, *old = (linear(each, tensors[HEAD_WEIGHT], tensors[HEAD_BIAS]) for each in features)
@@ -231,18 +235,24 @@ class Learner:
             moved |= in_slot(memory, f"optimizer.{name}")
         return moved
 
-    def _remembered(self, tensors: Tensors, images: Pixels, passed: "_Passed", rng: np.random.Generator) -> Tensors:
+    def _remembered(self, tensors: Tensors, examples: Examples, passed: "_Passed", rng: np.random.Generator) -> Tensors:
         """The memory after the new samples were offered, with the answers of this step if the method wants them."""
         replay, (logits, labels) = self.recipe.replay, passed.new
         data: list[bytes] = []
         if replay.keep == "features":
             data = [row.tobytes() for row in passed.features.cpu().numpy()]
         elif replay.keep == "images":
-            data = [encode(image, replay.encoding) for image in images]
+            data = [encode(image, replay.encoding) for image in examples]
         logits = logits if self.recipe.method.keeps_logits else logits[:, :0]
         return replay.take(_on_cpu(slot(tensors, "replay")), data, labels, logits, rng)
 
-    def _input(self, images: Pixels, rng: np.random.Generator | None = None) -> Tensor:
+    def _read(self, network: Tensors, examples: Examples, rng: np.random.Generator) -> Tensor:
+        """What the head reads of examples."""
+        if examples.dtype == np.float32:
+            return torch.from_numpy(examples.copy()).to(self.hosted.device)
+        return self.network.predict(network, self._input(examples, rng))
+
+    def _input(self, images: Examples, rng: np.random.Generator | None = None) -> Tensor:
         """Images as the network takes them; with `rng` moved about if the recipe says so."""
         if rng is not None and self.recipe.augment:
             images = jitter(images, rng)
@@ -267,6 +277,7 @@ def _report(tensors: Tensors, passed: _Passed, drawn: Sequence[Drawn], discarded
         kept=len(tensors["replay.lengths"]),
         kept_bytes=len(tensors["replay.data"]),
         classes=len(tensors[HEAD_BIAS]),
+        steps=int(tensors["steps"]),
         discarded=discarded,
     )
 

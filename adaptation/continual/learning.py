@@ -1,10 +1,10 @@
 """How a stream learns from labels: a typed, validated value."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from ..member import Frozen
+from ..member import Frozen, Member
 from .adab2n import AdaB2N
 from .batch_norm import BatchNorm
 from .continual_norm import ContinualNorm
@@ -15,6 +15,8 @@ from .group_norm import GroupNorm
 from .network import Learns
 from .replay import Replay
 
+METHODS: dict[str, type[Member]] = {"er_ace": ErAce, "derpp": DerPlusPlus}
+NORMS: dict[str, type[Member]] = {"adab2n": AdaB2N, "bn": BatchNorm, "cn": ContinualNorm, "gn": GroupNorm}
 AnyNorm = Annotated[AdaB2N | BatchNorm | ContinualNorm | GroupNorm, Field(discriminator="name")]
 AnyMethod = Annotated[ErAce | DerPlusPlus, Field(discriminator="name")]
 
@@ -26,13 +28,18 @@ class Learning(Frozen):
         ValueError: for values that cannot go together, with the remedy.
     """
 
+    head: Literal["trained", "new"] = Field("trained", description="start with the network's own classes, or with none")
     method: AnyMethod = Field(default_factory=ErAce, description="the loss over new and replayed samples")
     norm: AnyNorm | None = Field(
         default_factory=AdaB2N, description="in the place of batch norms; null keeps them and their trained statistics"
     )
     learns: Learns = Field("affine", description="the head and, beside it, the norm layers' parameters, or all")
+    batch: int = Field(10, ge=1, le=512, description="new samples of a step, at most")
     descent: Descent = Field(default_factory=Descent, description="the optimiser")
     replay: Replay = Field(default_factory=Replay, description="the memory")
+    unlabelled: Literal["nothing", "features", "images"] = Field(
+        "nothing", description="what is kept for a while of predicted images, whose labels may still come"
+    )
     together: bool = Field(True, description="new and replayed samples in one forward pass, as one batch for the norms")
     augment: bool = Field(False, description="move and mirror images, new and replayed, at random")
     classes_per_task: int = Field(2, ge=1, description="as many new classes, in the order of their coming, are a task")
@@ -43,6 +50,26 @@ class Learning(Frozen):
     def _go_together(self) -> "Learning":
         if isinstance(self.norm, AdaB2N) and not self.together:
             raise ValueError("norm adab2n balances the tasks of one batch; it needs together: true")
-        if self.replay.keep == "features" and (self.learns != "head" or self.norm is not None):
-            raise ValueError("stored features stay true only while the body does: use learns: head and norm: null")
+        if "features" in {self.replay.keep, self.unlabelled} and not self.learns_from_features:
+            raise ValueError(
+                "stored features stay true only while the body does: use learns: head and norm: null, and"
+                " replay.keep: features or nothing"
+            )
         return self
+
+    @property
+    def own_network(self) -> bool:
+        """Whether a stream's network differs from the hosted one in more than norm layers and head."""
+        return self.learns == "all" or isinstance(self.norm, ContinualNorm | GroupNorm)
+
+    @property
+    def learns_from_features(self) -> bool:
+        """Whether a sample may come as what the head reads, in place of an image."""
+        return self.learns == "head" and self.norm is None and self.replay.keep != "images"
+
+    # An annotated return type would take the place of the fields in the JSON schema.
+    @model_serializer(mode="wrap")
+    def _with_null_norm(self, handler: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def] # noqa: ANN202
+        """With a null norm, which is a choice, where empty slots of a recipe are left out."""
+        fields: dict[str, Any] = handler(self)
+        return fields if self.norm is not None else fields | {"norm": None}

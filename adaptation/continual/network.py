@@ -59,10 +59,16 @@ class LearningNetwork:
         if norm is not None:
             for layer in hosted.batch_norms:
                 self._body.set_submodule(layer.path, Slot(norm, layer, self._scene))
+        # Taken now: while a call of another thread runs, the body's own tensors are those of a stream.
+        self._parameters = dict(self._body.named_parameters())
+        slots = {path: module for path, module in self._body.named_modules() if isinstance(module, Slot)}
+        self._buffers = {
+            f"{path}.{name}": value for path, slot in slots.items() for name, value in slot.named_buffers()
+        }
         affine = {f"{layer.path}.{name}" for layer in hosted.layers for name in ("weight", "bias", TASK_WEIGHT)}
         self.learnt = [
             name
-            for name, _ in self._body.named_parameters()
+            for name in self._parameters
             if learns == "all" or (learns == "affine" and name in affine) or name.endswith(f".{TASK_WEIGHT}")
         ]
         """Names of the parameters that are a stream's own; task weights are, whatever else is."""
@@ -75,13 +81,12 @@ class LearningNetwork:
 
     def parameters(self) -> Tensors:
         """What a new stream learns from, by name; task weights have no tasks yet."""
-        values = dict(self._body.named_parameters())
-        return {name: values[name].detach().clone(memory_format=torch.contiguous_format) for name in self.learnt}
+        layout = torch.contiguous_format
+        return {name: self._parameters[name].detach().clone(memory_format=layout) for name in self.learnt}
 
     def buffers(self) -> Tensors:
         """The running statistics that a new stream starts from, by name."""
-        slots = {path: module for path, module in self._body.named_modules() if isinstance(module, Slot)}
-        return {f"{path}.{name}": value.clone() for path, slot in slots.items() for name, value in slot.named_buffers()}
+        return {name: value.clone() for name, value in self._buffers.items()}
 
     def trained(self) -> bool:
         """Whether the running statistics come from some training, and so are not the neutral 0 and 1."""

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 from ..preprocessing import Preprocessing
 
 Pixels: TypeAlias = NDArray[np.uint8]  # [B, H, W, 3], cropped to the network's input size
+Features: TypeAlias = NDArray[np.float32]  # what the head reads, [B, D]
+Examples: TypeAlias = NDArray[Any]  # `Pixels` or `Features`
 Encoding: TypeAlias = Literal["png", "jpeg"]
 
 QUALITY = 90  # of JPEG

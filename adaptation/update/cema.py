@@ -57,7 +57,7 @@ class Cema(TaughtMember):
             share * self.lr,
             self.momentum,
         )
-        return Lesson(student, teacher, student_loss, teacher_loss, entropy(targets[0]).mean().item())
+        return Lesson(student, teacher, student_loss, teacher_loss, targets[0])
 
     def distillation(self, student: Tensor, teacher: Tensor, e_max: float) -> Tensor:
         """Alpha mean(w_s H_s) + beta T^2 mean(w_t KL(t || s)) + gamma mean(w_t CE(argmax t, s)), w = exp(E_max - H).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from functools import singledispatch
@@ -36,6 +36,7 @@ class FilePrediction:
     file: str
     entropy: float
     top: tuple[ClassScore, ...]
+    sample: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,12 @@ class FilePredictions:
     alarms: tuple[str, ...] = ()  # of the collapse guard
 
 
-def show(value: Any, as_json: bool) -> None:
-    """Print an answer."""
+def show(value: Any, as_json: bool, look: Callable[[Any], RenderableType] | None = None) -> None:
+    """Print an answer; `look` returns what people see of it, if `view` is not to."""
     if as_json:
         typer.echo(json.dumps(plain(value)))
     else:
-        seen = view(value)
+        seen = (look or view)(value)
         _CONSOLE.print(seen, soft_wrap=isinstance(seen, str))  # a table wraps in its own cells
 
 
@@ -73,10 +74,8 @@ def plain(value: Any) -> Any:
 @singledispatch
 def view(value: Any) -> RenderableType:
     """Return what people see of an answer: if nothing else is known, its fields."""
-    grid = Table.grid(padding=(0, 2))
-    for name, item in plain(value).items():
-        grid.add_row(name, _recipe(item) if name == "recipe" else _text(item))
-    return grid
+    items = plain(value).items()
+    return facts({name: recipe_name(item) if name == "recipe" else text(item) for name, item in items})
 
 
 @view.register
@@ -92,17 +91,17 @@ def _(value: Models) -> RenderableType:
         }
         for model in value
     ]
-    return _table(rows)
+    return table(rows)
 
 
 @view.register
 def _(value: Recipes) -> RenderableType:
-    return _table([{"recipe": name, "value": json.dumps(recipe)} for name, recipe in value.presets.items()])
+    return table([{"recipe": name, "value": json.dumps(recipe)} for name, recipe in value.presets.items()])
 
 
 @view.register
 def _(value: Methods) -> RenderableType:
-    return _table(
+    return table(
         [
             {"slot": method.slot, "method": method.name, "what it does": method.summary, "cost": method.cost}
             for method in value
@@ -113,7 +112,7 @@ def _(value: Methods) -> RenderableType:
 
 @view.register
 def _(value: Method) -> RenderableType:
-    facts = {
+    about = {
         "slot": value.slot,
         "needs": _needs(value),
         "cost": value.cost,
@@ -121,11 +120,8 @@ def _(value: Method) -> RenderableType:
         "papers": ", ".join(f"https://arxiv.org/abs/{number}" for number in value.citations) or "-",
         "preset": json.dumps(value.preset),
     }
-    grid = Table.grid(padding=(0, 2))
-    for name, fact in facts.items():
-        grid.add_row(name, fact)
-    text = "\n\n".join([value.name, *value.text])
-    return Group(text, "", grid, "", _table([_parameter(each) for each in value.parameters]))
+    paragraphs = "\n\n".join([value.name, *value.text])
+    return Group(paragraphs, "", facts(about), "", table([_parameter(each) for each in value.parameters]))
 
 
 def _needs(method: Method) -> str:
@@ -136,7 +132,7 @@ def _needs(method: Method) -> str:
 def _parameter(parameter: Parameter) -> dict[str, str]:
     return {
         "parameter": parameter.name,
-        "default": _text(parameter.default),
+        "default": text(parameter.default),
         "allowed": ", ".join(parameter.choices) if parameter.choices else parameter.range or parameter.type,
         "what it is": parameter.description,
     }
@@ -150,6 +146,7 @@ def _(value: FilePredictions) -> RenderableType:
             "label": image.top[0].label,
             "probability": f"{image.top[0].probability:.3f}",
             "entropy": f"{image.entropy:.3f}",
+            "sample": text(image.sample),
         }
         for image in value.predictions
     ]
@@ -157,26 +154,30 @@ def _(value: FilePredictions) -> RenderableType:
     caption = f"stream {value.stream}: {moved} step {value.step}, version {value.version}"
     if value.alarms:
         caption += f"; {len(value.alarms)} steps discarded: {', '.join(dict.fromkeys(value.alarms))}"
-    return _table(rows, caption=caption)
+    return table(rows, caption=caption)
 
 
 @view.register
 def _(value: StreamEvent) -> RenderableType:
-    known = {"step": value.step, "version": value.version, "images": value.images, "entropy": value.entropy}
-    words = [value.kind, *(f"{name} {_text(item)}" for name, item in known.items() if item is not None)]
+    known = {name: getattr(value, name) for name in ("step", "version", "images", "entropy", "samples", "loss")}
+    words = [value.kind, *(f"{name} {text(item)}" for name, item in known.items() if item is not None)]
+    if value.new_classes:
+        words.append(f"new {', '.join(value.new_classes)}")
+    if value.kind == "learnt" and value.data.get("discarded"):
+        words.append(f"discarded: {value.data['discarded']}")
     if value.alarm:
         words.append(f"{value.alarm}, {value.alarms} so far")
     if value.restored:
         words.append("last good parameters restored")
     if value.drift:
         layer = max(value.drift, key=lambda path: value.drift[path])
-        words.append(f"largest drift {_text(value.drift[layer])} at {layer}")
+        words.append(f"largest drift {text(value.drift[layer])} at {layer}")
     return "  ".join(words)
 
 
 @view.register
 def _(value: list) -> RenderableType:  # type: ignore[type-arg] # singledispatch takes no parametrised types
-    return _table([_row(item) for item in value])
+    return table([_row(item) for item in value])
 
 
 @singledispatch
@@ -190,7 +191,7 @@ def _(item: Stream) -> dict[str, str]:
     return {
         "stream": item.id,
         "model": item.model,
-        "recipe": _recipe(item.recipe),
+        "recipe": recipe_name(item.recipe),
         "step": str(item.step),
         "version": str(item.version),
         "updated": f"{item.updated_at:%Y-%m-%d %H:%M:%S}",
@@ -203,30 +204,48 @@ def _(item: Snapshot) -> dict[str, str]:
         "snapshot": item.id,
         "stream": item.stream,
         "model": item.model,
-        "recipe": _recipe(item.recipe),
+        "recipe": recipe_name(item.recipe),
         "step": str(item.step),
         "bytes": f"{item.bytes:,}",
         "created": f"{item.created_at:%Y-%m-%d %H:%M:%S}",
     }
 
 
-def _table(rows: Sequence[Mapping[str, str]], caption: str | None = None) -> RenderableType:
+def facts(known: Mapping[str, str]) -> RenderableType:
+    """Return facts under each other, each beside its name."""
+    grid = Table.grid(padding=(0, 2))
+    for name, fact in known.items():
+        grid.add_row(name, fact)
+    return grid
+
+
+def table(rows: Sequence[Mapping[str, str]], caption: str | None = None) -> RenderableType:
+    """Return rows as a table under the names of the first one's fields."""
     if not rows:
         return "none"
-    table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
+    shown = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
     for name in rows[0]:
-        table.add_column(name, overflow="fold")
+        shown.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*row.values())
-    return table
+        shown.add_row(*row.values())
+    return shown
 
 
-def _recipe(recipe: Mapping[str, Any]) -> str:
+def recipe_name(recipe: Mapping[str, Any]) -> str:
     """Name a recipe by its members."""
-    return " x ".join(str(slot["name"]) for slot in recipe.values() if isinstance(slot, Mapping) and "name" in slot)
+    return " x ".join(_members(recipe))
 
 
-def _text(value: Any) -> str:
+def _members(recipe: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the members' names; the slot `learn` holds two of them among its parameters."""
+    for slot in recipe.values():
+        if isinstance(slot, Mapping):
+            members = [slot] if "name" in slot else [slot.get("method"), slot.get("norm")]
+            yield from (str(member["name"]) for member in members if member)
+
+
+def text(value: Any) -> str:
+    """Return a value as people read it."""
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

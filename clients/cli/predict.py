@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -10,14 +10,12 @@ from typing import Annotated
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
 from normstream.clients.answers import ClassScore, ImagePrediction, Prediction
+from normstream.clients.cli.batches import in_batches
 from normstream.clients.cli.options import AsJson, StreamId, Url
 from normstream.clients.cli.output import FilePrediction, FilePredictions, show
 from normstream.clients.client import Client
-from normstream.clients.errors import NormstreamError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -49,7 +47,7 @@ def predict(
     _check_folder(output)
     with Client(url) as client:
         ask = partial(client.predict, stream, adapt=adapt, top_k=top_k, output="probs" if output else "topk")
-        answers = list(_answers(ask, files, batch_size))
+        answers = list(in_batches(ask, files, batch_size, "Predicting", "images had been predicted"))
     if output:
         _save(output, answers)
     show(_summary(files, answers, top_k), as_json)
@@ -73,17 +71,6 @@ def _check_folder(output: Path | None) -> None:
         raise typer.BadParameter(f"there is no folder {output.parent}", param_hint="--output")
 
 
-def _answers(ask: Callable[[Sequence[Path]], Prediction], files: list[Path], batch_size: int) -> Iterator[Prediction]:
-    console = Console(stderr=True)
-    starts = range(0, len(files), batch_size)
-    for start in track(starts, "Predicting", console=console, transient=True, disable=not console.is_terminal):
-        try:
-            yield ask(files[start : start + batch_size])
-        except NormstreamError as error:
-            error.add_note(f"{start} of {len(files)} images had been predicted before")
-            raise
-
-
 def _save(path: Path, answers: Sequence[Prediction]) -> None:
     values = [answer.values for answer in answers if answer.values is not None]
     with path.open("wb") as file:
@@ -99,7 +86,8 @@ def _summary(files: list[Path], answers: Sequence[Prediction], top_k: int) -> Fi
         version=last.version,
         adapted=last.adapted,
         predictions=tuple(
-            FilePrediction(str(file), image.entropy, image.top) for file, image in zip(files, images, strict=True)
+            FilePrediction(str(file), image.entropy, image.top, image.sample)
+            for file, image in zip(files, images, strict=True)
         ),
         alarms=tuple(answer.alarm for answer in answers if answer.alarm),
     )
@@ -108,14 +96,17 @@ def _summary(files: list[Path], answers: Sequence[Prediction], top_k: int) -> Fi
 def _images(answer: Prediction, top_k: int) -> Sequence[ImagePrediction]:
     if answer.values is None:
         return answer.predictions
-    return [_ranked(probabilities, top_k) for probabilities in answer.values.astype(np.float64)]
+    samples = answer.samples or (None,) * len(answer.values)
+    values = answer.values.astype(np.float64)
+    return [_ranked(each, sample, top_k) for each, sample in zip(values, samples, strict=True)]
 
 
-def _ranked(probabilities: NDArray[np.float64], top_k: int) -> ImagePrediction:
+def _ranked(probabilities: NDArray[np.float64], sample: str | None, top_k: int) -> ImagePrediction:
     """Return the likeliest of all classes, which go by number where no label came with them."""
     likeliest = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
     present = probabilities[probabilities > 0]
     return ImagePrediction(
         entropy=float(-np.sum(present * np.log(present))),
         top=tuple(ClassScore(i, f"class {i}", float(probabilities[i])) for i in likeliest),
+        sample=sample,
     )

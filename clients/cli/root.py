@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from normstream.clients.cli import models, snapshots, streams
+from normstream.clients.cli import edges, models, snapshots, streams
 from normstream.clients.cli.lazy import LazyGroup
 from normstream.clients.errors import NormstreamError
 from normstream.clients.version_option import Version
@@ -34,6 +34,7 @@ def _line(error: Exception) -> str:
 app = typer.Typer(cls=RootGroup, no_args_is_help=True)
 app.add_typer(streams.app, name="stream")
 app.add_typer(snapshots.app, name="snapshot")
+app.add_typer(edges.app, name="edge")
 app.command("models")(models.models)
 app.command("recipes")(models.recipes)
 app.command("methods")(models.methods)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from normstream.clients.calls import Recipe
-from normstream.clients.cli.options import AsJson, SnapshotId, StreamId, Url
+from normstream.clients.cli.labels import label, scores
+from normstream.clients.cli.options import AsJson, RecipeText, SnapshotId, StreamId, Url, recipe_of
 from normstream.clients.cli.output import show
 from normstream.clients.cli.predict import predict
 from normstream.clients.client import Client
@@ -16,7 +15,6 @@ from normstream.clients.client import Client
 app = typer.Typer(no_args_is_help=True, help="Create streams, predict with them, look after their state.")
 
 NewId = Annotated[str | None, typer.Argument(metavar="ID", help="Its id; made up if left out.")]
-RecipeOption = Annotated[str, typer.Option(metavar="NAME|JSON", help="A preset's name, or a recipe in JSON.")]
 ModelOption = Annotated[str | None, typer.Option(help="A hosted model; the server's default if left out.")]
 IdleOption = Annotated[
     float | None, typer.Option(min=0, help="Drop the stream after so many seconds without a request.")
@@ -29,13 +27,13 @@ def create(
     stream: NewId = None,
     *,
     model: ModelOption = None,
-    recipe: RecipeOption = "alpha_bn",
+    recipe: RecipeText = "alpha_bn",
     idle_ttl_s: IdleOption = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Create a stream."""
-    parsed = _recipe(recipe)
+    parsed = recipe_of(recipe)
     with Client(url) as client:
         show(client.create_stream(stream, model=model, recipe=parsed, idle_ttl_s=idle_ttl_s), as_json)
 
@@ -55,6 +53,8 @@ def show_one(stream: StreamId, url: Url = None, as_json: AsJson = False) -> None
 
 
 app.command()(predict)
+app.command()(label)
+app.command()(scores)
 
 
 @app.command()
@@ -106,14 +106,3 @@ def events(stream: StreamId, last_event_id: LastEventId = None, url: Url = None,
     with Client(url) as client:
         for event in client.events(stream, last_event_id):
             show(event, as_json)
-
-
-def _recipe(text: str) -> Recipe:
-    """Read a preset's name, or a recipe in JSON."""
-    if not text.lstrip().startswith("{"):
-        return text
-    try:
-        recipe: dict[str, Any] = json.loads(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is no JSON: {error}", param_hint="--recipe") from error
-    return recipe

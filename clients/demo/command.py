@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from normstream.clients import Client
 from normstream.clients.demo.footage import Footage
+from normstream.clients.demo.picture import check_picture
 from normstream.clients.demo.plot import draw
 from normstream.clients.demo.report import glance, table
 from normstream.clients.demo.results import Results
@@ -21,8 +22,6 @@ from normstream.clients.demo.scene import Camera
 from normstream.clients.demo.server import LocalServer, local_server
 from normstream.clients.demo.trial import Trial, contenders
 from normstream.clients.demo.weather import PHASES
-
-SUFFIXES = (".png", ".svg", ".pdf")
 
 Serve = Annotated[bool, typer.Option("--serve", help="Leave the server up at the end, until Ctrl-C.")]
 Plot = Annotated[
@@ -48,7 +47,7 @@ def demo(
     A camera goes round six photographs while fog, snow and faults of its sensor come and go. Every frame goes to one
     stream per recipe.
     """
-    _check(plot)
+    check_picture(plot)
     footage = Footage(Camera.on_round(seed, stay), PHASES, frames, seed)
     console = Console()
     with local_server(console) as server:
@@ -75,14 +74,6 @@ def run(client: Client, footage: Footage, batch: int, console: Console) -> Resul
             bar.advance(task, len(shown.clean))
             live.update(Group(glance(results), bar))
     return results
-
-
-def _check(plot: Path) -> None:
-    """Refuse now what would fail only at the end."""
-    if plot.suffix not in SUFFIXES:
-        raise typer.BadParameter(f"{plot} ends in none of {', '.join(SUFFIXES)}", param_hint="--plot")
-    if not plot.resolve().parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {plot.resolve().parent}", param_hint="--plot")
 
 
 def _stay_up(server: LocalServer, footage: Footage, console: Console) -> None:

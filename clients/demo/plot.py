@@ -12,12 +12,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from normstream.clients.demo.footage import Footage
+from normstream.clients.demo.picture import COLOURS, FAINT, GRID, INK
 from normstream.clients.demo.results import Observation, Results
 from normstream.clients.demo.trial import REFERENCE
 
-# Okabe and Ito's colours, which the colour-blind tell apart; the source is ink.
-INK, FAINT = "#22262b", "#7b828b"
-COLOURS = ("#d55e00", "#0072b2", "#56b4e9", "#009e73", "#cc79a7")
 BANDS = ("#ffffff", "#f2f4f6")
 WINDOW = 5  # batches that one point of a curve is the mean of
 
@@ -69,7 +67,7 @@ def _panel(axes: Axes, footage: Footage, results: Results, measure: Measure) -> 
     for recipe, colour in zip(results.recipes, (INK, *COLOURS), strict=False):
         style = {"linewidth": 2.0, "linestyle": (0, (4, 1.6))} if recipe == REFERENCE else {"linewidth": 2.2}
         axes.plot(*_curve(results, recipe, measure), color=colour, label=recipe, solid_capstyle="round", **style)
-    axes.grid(axis="y", color="#dfe3e7", linewidth=0.8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, colors=FAINT, labelsize=10)
     axes.xaxis.label.set_color(FAINT)

@@ -111,10 +111,10 @@ def running(**environment: str) -> Iterator[LocalServer]:
 
 
 @contextmanager
-def local_server(console: Console) -> Iterator[LocalServer]:
-    """Run a server for as long as the block lasts, however that ends."""
+def local_server(console: Console, **environment: str) -> Iterator[LocalServer]:
+    """Run a server, with settings as given, for as long as the block lasts, however that ends."""
     with _ending_by_unwinding(), tempfile.TemporaryDirectory(prefix="normstream-demo-") as folder:
-        server = LocalServer.start(Path(folder))
+        server = LocalServer.start(Path(folder), **environment)
         try:
             with console.status("Starting the server"):
                 server.wait_until_ready()

@@ -3,62 +3,43 @@
 from __future__ import annotations
 
 import functools
-import logging
-import math
 import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import httpx
 import numpy as np
 
-from normstream.clients.edge import local
+from normstream.clients.edge import enrolment
 from normstream.clients.edge.backoff import Backoff, uniform
-from normstream.clients.edge.budget import TokenBucket
 from normstream.clients.edge.clock import Clock
-from normstream.clients.edge.errors import BadPackage
-from normstream.clients.edge.folder import Folder, Identity, new_key
-from normstream.clients.edge.link import Link, Unwelcome
+from normstream.clients.edge.folder import Folder, Identity
+from normstream.clients.edge.in_use import InUse, network
+from normstream.clients.edge.link import Link
 from normstream.clients.edge.membership import Membership
+from normstream.clients.edge.notes import Diary, Notes
 from normstream.clients.edge.options import Options
 from normstream.clients.edge.package import Package, Parameters
-from normstream.clients.edge.prediction import EdgePrediction, entropy, likeliest, probabilities
+from normstream.clients.edge.prediction import EdgePrediction, Likelihoods, likeliest
 from normstream.clients.edge.preprocessing import Pixels, Source, crop, decode, normalise
-from normstream.clients.edge.runtime import Runtime
 from normstream.clients.edge.samples import Candidate, Keeper
 from normstream.clients.edge.selection import Selector, Verdict, select
 from normstream.clients.edge.spool import Spool
-from normstream.clients.edge.status import FILE, SPOOL, Counters, Status
+from normstream.clients.edge.status import SPOOL, Status
 from normstream.clients.edge.update import Update
 from normstream.clients.edge.updates import Network, Updater
 from normstream.clients.edge.uploads import Uploader
 from normstream.clients.edge.worker import Worker
-from normstream.clients.errors import ConnectionFailed, InvalidArgument, NormstreamError
 
-logger = logging.getLogger(__name__)
-
-STATE = "state.json"
-_WRITE_EVERY_S = 5.0
 _CLOSE_WITHIN_S = 10.0
 _LATENCIES = 256  # steps whose time is remembered
-
-
-class _InUse(NamedTuple):
-    """A network and the update that it was made of; None with the parameters that the model came with."""
-
-    network: Network
-    update: Update | None
-
-    @property
-    def version(self) -> str | None:
-        return self.update.tag if self.update else None
 
 
 class EdgeClient:
@@ -117,42 +98,44 @@ class EdgeClient:
         self._stepping = threading.Lock()
         self._latencies_ms: deque[float] = deque(maxlen=_LATENCIES)
         self._recent: deque[tuple[Pixels, float]] = deque(maxlen=self.options.recent)
-        self._written_at = -math.inf
         self._closed = False
         self._folder = Folder(Path(folder))
+        self._diary = Diary(self._folder)
         with ExitStack() as resources:  # closed if any of this fails
             resources.enter_context(self._folder.lock())
-            identity = _identity(self._folder, Identity(edge, key or "", model, recipe, group))
+            identity = enrolment.identity(self._folder, Identity(edge, key or "", model, recipe, group))
             self._link = Link(server, transport=transport)
             resources.callback(self._link.close)
             self._membership = Membership(self._link, self._folder, identity, self._clock)
             backoff = functools.partial(Backoff, uniform=uniform)
-            self.package = self._find_package(backoff(), sleep)
+            package = enrolment.first_package(
+                self._membership, self._folder, self.options.first_contact_s, backoff(), self._clock, sleep
+            )
             self._spool = Spool(self._folder.spool, self.options.spool_bytes)
             resources.callback(self._spool.close)
-            self._begin(backoff)
+            self._begin(package, backoff)
             self._resources = resources.pop_all()
 
-    def _begin(self, backoff: Callable[[], Backoff]) -> None:
+    def _begin(self, package: Package, backoff: Callable[[], Backoff]) -> None:
         options = self.options
-        kept = self._folder.read(STATE)
-        self._counters = Counters.of(kept.get("counters", {}))
-        self._selector = _selector(kept.get("selector"), self.package.manifest.classes)
+        self._counters, self._selector, budget = Notes.read(self._folder, package.manifest.classes, options)
         self._link.bytes_up, self._link.bytes_down = self._counters.bytes_up, self._counters.bytes_down
         self._spool.dropped += self._counters.excluded[SPOOL]
-        budget = _budget(kept.get("budget"), options)
         self._keeper = Keeper(self._spool, budget, self._counters, options.format, options.quality)
         self._uploader = Uploader(
-            self._membership, self._spool, self._counters, self._report, self._clock, backoff(),
+            self._membership, self._spool, self._counters, lambda: self.status().report(), self._clock, backoff(),
             batch=options.batch, linger_s=options.linger_s, report_every_s=options.report_every_s,
         )  # fmt: skip
         self._updater = Updater(
-            self._membership, self.package, self._folder, self._counters, self._build, self._swap, self._recent.copy,
+            self._membership, package, self._folder, self._counters,
+            functools.partial(enrolment.fetched_package, self._membership, self._folder),
+            self._build, self._swap, self._recent.copy,
             self._clock, backoff(), options.precision, options.wait_s,
         )  # fmt: skip
-        self._in_use = _InUse(self._trained(), None)
+        self._in_use = InUse(network(package, options), None)
         if restored := self._updater.restore():
-            self._in_use = _InUse(*restored)
+            self._in_use = InUse(*restored)
+        self._in_use.resume(self._folder)
         self._workers = {
             name: Worker(name, turn)
             for name, turn in (("keep", self._keep), ("upload", self._uploader.turn), ("update", self._updater.turn))
@@ -171,19 +154,20 @@ class EdgeClient:
         """
         began = time.perf_counter()
         taken_at = self._clock.unix_s()
-        preprocessing = self.package.manifest.preprocessing
+        in_use = self._in_use  # an update comes between two steps, never into one
+        preprocessing = in_use.package.manifest.preprocessing
         crops = [crop(decode(image), preprocessing) for image in _listed(images)]
         if not crops:
             return []
         with self._stepping:
-            in_use = self._in_use  # an update comes between two steps, never into one
             logits = in_use.network.logits(normalise(crops, preprocessing))
-            verdicts, self._selector = select(logits, self._selector, self.options.criteria)
-            rows = probabilities(logits)
-            uncertain = entropy(rows)
+            said = Likelihoods.of(logits)
+            verdicts, self._selector = select(said, self._selector, self.options.criteria)
             predictions = [
-                self._judge(pixels, taken_at, verdict, row, each, in_use.version)
-                for pixels, verdict, row, each in zip(crops, verdicts, rows, uncertain.tolist(), strict=True)
+                self._judge(in_use, pixels, taken_at, verdict, row, uncertain)
+                for pixels, verdict, row, uncertain in zip(
+                    crops, verdicts, said.probabilities, said.entropies.tolist(), strict=True
+                )
             ]
             self._counters.seen += len(crops)
             self._latencies_ms.append(1000 * (time.perf_counter() - began))
@@ -192,9 +176,10 @@ class EdgeClient:
         return predictions
 
     def _judge(
-        self, pixels: Pixels, taken_at: float, verdict: Verdict, row: Any, uncertain: float, version: str | None
+        self, in_use: InUse, pixels: Pixels, taken_at: float, verdict: Verdict, row: Any, uncertain: float
     ) -> EdgePrediction:
-        self._recent.append((pixels, uncertain))
+        if in_use.package is self.package:  # else other weights came while the image was prepared
+            self._recent.append((pixels, uncertain))
         sample = None
         if verdict.reason is not None:
             self._counters.excluded[verdict.reason] += 1
@@ -202,8 +187,8 @@ class EdgeClient:
             sample = secrets.token_hex(10)
             self._keeper.offer(Candidate(sample, pixels, taken_at, verdict.score))
             self._workers["keep"].wake()
-        top = likeliest(row, self.package.labels, self.options.top_k)
-        return EdgePrediction(top, uncertain, version, sample, verdict.reason)
+        top = likeliest(row, in_use.package.labels, self.options.top_k)
+        return EdgePrediction(top, uncertain, in_use.version, sample, verdict.reason)
 
     def status(self) -> Status:
         """Return how the edge is doing."""
@@ -226,6 +211,11 @@ class EdgeClient:
             problem=self._membership.problem or self._updater.problem,
             at=self._clock.unix_s(),
         )
+
+    @property
+    def package(self) -> Package:
+        """The model."""
+        return self._in_use.package
 
     @property
     def tried(self) -> str | None:
@@ -257,7 +247,7 @@ class EdgeClient:
         self._link.abort()
         ended = [worker.join(_CLOSE_WITHIN_S) for worker in self._workers.values()]
         self._keeper.keep()
-        self._write()
+        self._write(last=True)
         if all(ended):  # else a thread still uses them, and they end with the process
             self._resources.close()
 
@@ -269,59 +259,17 @@ class EdgeClient:
     ) -> None:
         self.close()
 
-    def _find_package(self, backoff: Backoff, sleep: Callable[[float], None]) -> Package:
-        """Return the model: the one in the folder, or else the server's, for which a new edge must wait."""
-        if fingerprint := self._membership.identity.fingerprint:
-            try:
-                return Package.cached(self._folder.packages, fingerprint)
-            except BadPackage as error:
-                logger.warning("the model in the folder cannot be used, and is fetched again: %s", error)
-        deadline = self._clock.elapsed_s() + self.options.first_contact_s
-        while True:
-            try:
-                return self._fetch_package()
-            except Unwelcome:
-                raise
-            except NormstreamError as error:
-                pause_s = backoff.pause_s()
-                if self._clock.elapsed_s() + pause_s > deadline:
-                    raise ConnectionFailed(
-                        f"this edge has no model yet, and {self.server} gave none: {error}"
-                    ) from error
-                logger.warning("no model yet, trying again in %.1f s: %s", pause_s, error)
-                sleep(pause_s)
-
-    def _fetch_package(self) -> Package:
-        hosted = self._membership.register()
-        package = Package.fetch(self._link.http, hosted, self._folder.packages)
-        self._membership.learn(package.manifest.fingerprint)
-        return package
-
-    def _trained(self) -> Network:
-        if self.options.local is None:
-            return Runtime(self.package, threads=self.options.threads)
-        return local.LocalRuntime(self.package, method=self.options.local, threads=self.options.threads)
-
-    def _build(self, parameters: Parameters) -> Network:
-        return self._in_use.network.updated(parameters)
+    def _build(self, package: Package, parameters: Parameters) -> Network:
+        if package is self.package:
+            return self._in_use.network.updated(parameters)
+        return network(package, self.options, parameters)
 
     def _swap(self, network: Network, update: Update) -> None:
         with self._stepping:
-            running = self._in_use.network
-            if isinstance(running, local.LocalRuntime) and isinstance(network, local.LocalRuntime):
-                network.running = running.running  # what the edge has seen while the update was tried
-            self._in_use = _InUse(network, update)
-
-    def _report(self) -> dict[str, Any]:
-        status = self.status()
-        return {
-            "tag": status.version,
-            "seen": status.counters.seen,
-            "excluded": status.counters.excluded,
-            "uploaded": status.counters.uploaded,
-            "rolled_back": status.counters.rolled_back,
-            "latency_ms": status.latency_ms.get("p50"),
-        }
+            if network.package is not self.package:  # what was noted of the images was another network's word
+                self._selector = Selector()
+                self._recent.clear()
+            self._in_use = self._in_use.replaced(network, update)
 
     def _keep(self) -> float:
         """Take a turn of the thread that keeps things."""
@@ -329,60 +277,14 @@ class EdgeClient:
         waiting = len(self._spool)
         if kept and (waiting <= kept or waiting >= self.options.batch):  # the first, whose time runs, or a full batch
             self._workers["upload"].wake()
-        due_s = self._written_at + _WRITE_EVERY_S - time.monotonic()
-        if due_s > 0:
-            return due_s
-        self._write()
-        return _WRITE_EVERY_S
+        if self._diary.due_s <= 0:
+            self._write()
+        return self._diary.due_s
 
-    def _write(self) -> None:
-        self._written_at = time.monotonic()
+    def _write(self, *, last: bool = False) -> None:
         status = self.status()
-        budget = asdict(self._keeper.budget)
-        state = {"counters": asdict(status.counters), "selector": asdict(self._selector), "budget": budget}
-        try:
-            self._folder.write(STATE, state)
-            self._folder.write(FILE, status.plain())
-        except OSError as error:  # a full disk must not end the inference
-            logger.warning("the state cannot be written: %s", error)
-
-
-def _identity(folder: Folder, asked: Identity) -> Identity:
-    """Return who this edge is; made up and kept when the folder is new.
-
-    Raises:
-        InvalidArgument: The folder is another edge's.
-    """
-    known = folder.identity()
-    if known is None:
-        known = replace(asked, key=asked.key or new_key())
-        folder.save_identity(known)
-        return known
-    if known.edge != asked.edge or (asked.key and asked.key != known.key):
-        raise InvalidArgument(f"folder {folder.path} is of the edge {known.edge!r} and its key; give each edge its own")
-    if (known.model, known.recipe, known.group) != (asked.model, asked.recipe, asked.group):
-        raise InvalidArgument(
-            f"edge {known.edge!r} was registered with model {known.model!r}, recipe {known.recipe!r} and group "
-            f"{known.group!r}; give the same, or another id and folder"
-        )
-    return known
-
-
-def _selector(kept: Any, classes: int) -> Selector:
-    try:
-        selector = Selector(**{**kept, "sent": tuple(map(float, kept["sent"]))})
-    except (TypeError, KeyError, ValueError):
-        return Selector()
-    return selector if len(selector.sent) in {0, classes} else Selector()
-
-
-def _budget(kept: Any, options: Options) -> TokenBucket:
-    burst_bytes = options.bytes_per_hour / 6 if options.burst_bytes is None else options.burst_bytes
-    empty = TokenBucket(options.bytes_per_hour, burst_bytes)
-    try:
-        return TokenBucket(**{**asdict(empty), "level": kept["level"], "filled_at": kept["filled_at"]})
-    except (TypeError, ValueError, KeyError):
-        return empty
+        notes = Notes(status.counters, self._selector, self._keeper.budget)
+        self._diary.write(notes, status, self._in_use, last=last)
 
 
 def _listed(images: Source | Iterable[Source]) -> list[Source]:

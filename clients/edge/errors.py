@@ -6,7 +6,9 @@ EdgeError (a NormstreamError)
 ├── UpdateRefused        an update that must not be used
 │   ├── BadSignature     it is not signed with the edge's key
 │   ├── CorruptUpdate    it is signed, but is not what it says
-│   ├── ForeignUpdate    it is for another model
+│   ├── ForeignUpdate    it is for another edge or another model
+│   │   └── OtherWeights it is for weights that this edge does not have: fetch the package
+│   ├── OldUpdate        it is of an earlier version than one that was tried: it was held back, or sent again
 │   └── StaleBase        it is the difference to a version that is not held: ask for the whole
 └── ProbeFailed          with an update's parameters the logits are not those that the server expects
 """
@@ -42,7 +44,23 @@ class CorruptUpdate(UpdateRefused):
 
 
 class ForeignUpdate(UpdateRefused):
-    """It is for another model."""
+    """It is for another edge or another model."""
+
+
+class OtherWeights(ForeignUpdate):
+    """It is for weights that this edge does not have: fetch the package.
+
+    Attributes:
+        fingerprint: Of those weights.
+    """
+
+    def __init__(self, fingerprint: str, own: str) -> None:
+        super().__init__(f"the update is for the weights {fingerprint:.80}; this edge has {own}")
+        self.fingerprint = fingerprint
+
+
+class OldUpdate(UpdateRefused):
+    """It is of an earlier version than one that was tried: somebody held it back, or sends it again."""
 
 
 class StaleBase(UpdateRefused):

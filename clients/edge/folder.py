@@ -3,6 +3,7 @@
 edge.json       who this edge is, its key among that; readable by its owner only
 packages/       the files of the model, by fingerprint
 update          the last good update, with its signature
+statistics      the running statistics of `--local ema`
 state.json      what the selection of samples remembers, and the counters
 spool.sqlite    samples that wait to be uploaded
 status.json     how things were a few seconds ago, for `normstream-edge status`
@@ -150,6 +151,17 @@ class Folder:
     def save_update(self, body: bytes, signature: str) -> None:
         """Keep an update that proved good."""
         self._write("update", signature.encode() + b"\n" + body)
+
+    def statistics(self) -> bytes | None:
+        """Read the running statistics; None when there are none."""
+        try:
+            return (self.path / "statistics").read_bytes()
+        except OSError:
+            return None
+
+    def save_statistics(self, content: bytes) -> None:
+        """Keep the running statistics; they can be missed, and so without waiting for the disk."""
+        self._write("statistics", content, sync=False)
 
     def read(self, name: str) -> dict[str, Any]:
         """Read a file of JSON; empty when it is not there or damaged, for it holds nothing that cannot be missed."""

@@ -72,12 +72,14 @@ class Link:
         transport: What carries the requests in place of the network.
 
     Attributes:
+        server: Its address.
         closing: Whether it is being closed, and begins nothing more.
         bytes_up: Bytes of bodies sent.
         bytes_down: Bytes of bodies received.
     """
 
     def __init__(self, server: str, timeout_s: float = 30.0, transport: httpx.BaseTransport | None = None) -> None:
+        self.server = server
         self.bytes_up = 0
         self.bytes_down = 0
         self._timeout_s = timeout_s

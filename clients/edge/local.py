@@ -9,12 +9,14 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from io import BytesIO
+from typing import Self, TypeAlias
+from zipfile import BadZipFile
 
 import numpy as np
 
 from normstream.clients.edge.errors import BadPackage
-from normstream.clients.edge.package import Floats, Package, Parameters
+from normstream.clients.edge.package import STATISTICS, Floats, Package, Parameters
 from normstream.clients.edge.runtime import TOLERANCE, by_layer, compare, load, references
 
 
@@ -61,6 +63,34 @@ class Running:
 
     mean: Floats
     var: Floats
+
+    @classmethod
+    def unpacked(cls, content: bytes, package: Package) -> Self:
+        """Read what `packed` wrote.
+
+        Raises:
+            BadPackage: It is damaged, or of other weights than the package's.
+        """
+        try:
+            with np.load(BytesIO(content), allow_pickle=False) as file:
+                fingerprint, running = str(file["fingerprint"]), cls(file["mean"], file["var"])
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise BadPackage(f"the running statistics cannot be read: {error}") from error
+        if fingerprint != package.manifest.fingerprint:
+            raise BadPackage(f"the running statistics are of the weights {fingerprint:.80}")
+        for name in STATISTICS:
+            value = getattr(running, name)
+            if value.dtype != np.float32 or value.shape != package.source[name].shape or not np.isfinite(value).all():
+                raise BadPackage(f"{name} of the running statistics does not fit the model")
+        if (running.var < 0).any():
+            raise BadPackage("var of the running statistics is negative")
+        return running
+
+    def packed(self, package: Package) -> bytes:
+        """Return them as bytes, with the fingerprint of the weights that they are of."""
+        content = BytesIO()
+        np.savez(content, mean=self.mean, var=self.var, fingerprint=np.asarray(package.manifest.fingerprint))
+        return content.getvalue()
 
     def merge(self, mean: Floats, var: Floats, weight: float) -> Running:
         """Return the moments of the mixture that draws from the new ones with probability `weight`."""

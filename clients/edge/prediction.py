@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,30 +46,30 @@ class EdgePrediction:
         }
 
 
+class Likelihoods(NamedTuple):
+    """What a batch of logits says."""
+
+    probabilities: NDArray[np.float64]  # [B, C]; of a row with NaN, NaN
+    entropies: NDArray[np.float64]  # [B], in nats
+
+    @classmethod
+    def of(cls, logits: Floats) -> Self:
+        """Read logits, [B, C]: p = exp(z) / sum exp(z) and H = log sum exp(z) - sum p z, for z = logits - max."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            shifted = np.subtract(logits, logits.max(axis=1, keepdims=True), dtype=np.float64)
+            powers = np.exp(shifted)
+            total = powers.sum(axis=1, keepdims=True)
+            rows = powers / total
+            return cls(rows, np.log(total[:, 0]) - np.einsum("bc,bc->b", rows, shifted))
+
+
 def _number(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
-
-
-def probabilities(logits: Floats) -> NDArray[np.float64]:
-    """Return the softmax of each row; of a row with NaN or infinity, NaN."""
-    with np.errstate(invalid="ignore"):
-        powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
-
-
-def entropies(logits: Floats) -> NDArray[np.float64]:
-    """Return the entropy of each row of logits, in nats."""
-    return entropy(probabilities(logits))
-
-
-def entropy(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the entropy of each row of probabilities, in nats."""
-    return np.asarray(-np.sum(rows * np.log(np.maximum(rows, 1e-300)), axis=1))
 
 
 def likeliest(row: NDArray[np.float64], labels: Sequence[str] | None, count: int) -> tuple[ClassScore, ...]:
     """Return the likeliest classes by one row of probabilities; without labels they go by number."""
     count = min(count, len(row))
-    best = np.argpartition(-row, count - 1)[:count]
-    best = best[np.argsort(-row[best], kind="stable")]
-    return tuple(ClassScore(i, labels[i] if labels else f"class {i}", float(row[i])) for i in best.tolist())
+    best = np.argpartition(row, -count)[-count:]
+    ordered = sorted(zip((-row[best]).tolist(), best.tolist(), strict=True))
+    return tuple(ClassScore(i, labels[i] if labels else f"class {i}", -value) for value, i in ordered)

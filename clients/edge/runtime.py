@@ -13,6 +13,7 @@ from normstream.clients.edge.package import Floats, Package, Parameters
 from normstream.clients.edge.preprocessing import normalise
 
 TOLERANCE = 1e-3  # relative to the largest logit: kernels differ between processors
+_SPIN_US = 20  # about what the next operator takes to begin; more is lost where two sessions share the cores
 
 
 class Runtime:
@@ -90,6 +91,10 @@ def load(path: Path, tensors: Mapping[str, Floats], threads: int | None) -> onnx
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
+    # Threads that wait for the next operator spin; for the next pass they sleep, and leave their cores to the images
+    # that are being prepared and to the update that is being tried.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
     if tensors:
         # Not add_initializer: what a fusion takes up it would leave at the old values, without a word.
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in tensors.values()]

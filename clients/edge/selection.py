@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from normstream.clients.edge.package import Floats
+from normstream.clients.edge.prediction import Likelihoods
 
 
 class Reason(StrEnum):
@@ -78,26 +78,23 @@ class Verdict(NamedTuple):
     score: float  # how informative it is, from 0 to 1; of those worth sending the higher ones go first
 
 
-def select(logits: Floats, selector: Selector, criteria: Criteria) -> tuple[list[Verdict], Selector]:
-    """Judge a batch by its logits, [B, C]; return a verdict for each image, and what is remembered after it.
+def select(said: Likelihoods, selector: Selector, criteria: Criteria) -> tuple[list[Verdict], Selector]:
+    """Judge a batch by what the model says of it; return a verdict for each image, and what is remembered after it.
 
     E < unreliable * ln C * scale * (mean entropy / mean entropy of the warm-up), E > uninformative * ln C, and
     |cos(p, mean p of what was sent)| < redundant, for entropy E and probabilities p of an image. The bound follows the
     batch before the batch is judged; of its images, none is compared with another.
     """
-    finite = np.asarray(np.isfinite(logits).all(axis=1))
-    probabilities = _softmax(np.where(finite[:, np.newaxis], logits, 0.0))  # [B, C]
-    entropy = -np.sum(probabilities * np.log(np.maximum(probabilities, 1e-300)), axis=1)  # [B]
-    selector = _follow(selector, entropy[finite], criteria)
-    bound = upper_bound(selector, logits.shape[1], criteria)
-    likeness = _likeness(probabilities, selector.sent)
-    unreliable = ~finite | (entropy >= bound)
-    uninformative = entropy <= criteria.uninformative * math.log(logits.shape[1])
-    reasons = [_reason(*each) for each in zip(unreliable, uninformative, likeness >= criteria.redundant, strict=True)]
-    # Within the bounds more entropy is more to learn, and unlike what was sent is new.
-    scores = np.clip(entropy / max(bound, 1e-300), 0, 1) * (1 - np.clip(likeness, 0, 1))
-    verdicts = [Verdict(reason, float(score)) for reason, score in zip(reasons, scores, strict=True)]
-    return verdicts, _remember(selector, probabilities[[reason is None for reason in reasons]], criteria)
+    probabilities, entropies = said.probabilities, said.entropies.tolist()
+    classes = probabilities.shape[1]
+    selector = _follow(selector, [each for each in entropies if math.isfinite(each)], criteria)
+    bound, least = upper_bound(selector, classes, criteria), criteria.uninformative * math.log(classes)
+    verdicts = [
+        _verdict(entropy, likeness, least, bound, criteria)
+        for entropy, likeness in zip(entropies, _likeness(probabilities, selector.sent), strict=True)
+    ]
+    sent = [row for row, verdict in enumerate(verdicts) if verdict.reason is None]
+    return verdicts, _remember(selector, probabilities[sent], criteria) if sent else selector
 
 
 def upper_bound(selector: Selector, classes: int, criteria: Criteria) -> float:
@@ -108,43 +105,44 @@ def upper_bound(selector: Selector, classes: int, criteria: Criteria) -> float:
     return bound * criteria.scale * selector.entropy / selector.warm
 
 
-def _softmax(logits: NDArray[np.float64] | Floats) -> NDArray[np.float64]:
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
-
-
-def _follow(selector: Selector, entropy: NDArray[np.float64], criteria: Criteria) -> Selector:
+def _follow(selector: Selector, entropies: list[float], criteria: Criteria) -> Selector:
     """Take a batch's entropies into the mean."""
-    if not len(entropy):
+    if not entropies:
         return selector
-    images = selector.images + len(entropy)
-    weight = min(1.0, len(entropy) / min(images, criteria.horizon))
-    mean = selector.entropy + weight * (float(entropy.mean()) - selector.entropy)
+    images = selector.images + len(entropies)
+    weight = min(1.0, len(entropies) / min(images, criteria.horizon))
+    mean = selector.entropy + weight * (math.fsum(entropies) / len(entropies) - selector.entropy)
     warm = mean if selector.warm is None and images >= criteria.warm_up else selector.warm
     return Selector(images, mean, warm, selector.sent)
 
 
-def _likeness(probabilities: NDArray[np.float64], sent: tuple[float, ...]) -> NDArray[np.float64]:
+def _likeness(probabilities: NDArray[np.float64], sent: tuple[float, ...]) -> list[float]:
     """Return the cosine of each row with the mean of what was sent; 0 while nothing was."""
     if len(sent) != probabilities.shape[1]:
-        return np.zeros(len(probabilities))
+        return [0.0] * len(probabilities)
     mean = np.asarray(sent)
     norms = np.linalg.norm(probabilities, axis=1) * np.linalg.norm(mean)
-    return np.asarray(probabilities @ mean / np.maximum(norms, 1e-8))
+    likeness: list[float] = (probabilities @ mean / np.maximum(norms, 1e-8)).tolist()
+    return likeness
 
 
-def _reason(unreliable: bool, uninformative: bool, redundant: bool) -> Reason | None:
-    if unreliable:
-        return Reason.UNRELIABLE
-    if uninformative:
-        return Reason.UNINFORMATIVE
-    return Reason.REDUNDANT if redundant else None
+def _verdict(entropy: float, likeness: float, least: float, bound: float, criteria: Criteria) -> Verdict:
+    # Within the bounds more entropy is more to learn, and unlike what was sent is new.
+    score = _clipped(entropy / max(bound, 1e-300)) * (1 - _clipped(likeness))
+    if not entropy < bound:  # NaN is not
+        return Verdict(Reason.UNRELIABLE, score)
+    if entropy <= least:
+        return Verdict(Reason.UNINFORMATIVE, score)
+    return Verdict(Reason.REDUNDANT if likeness >= criteria.redundant else None, score)
+
+
+def _clipped(value: float) -> float:
+    """Return a number as one from 0 to 1; NaN as 0."""
+    return min(1.0, max(0.0, value))
 
 
 def _remember(selector: Selector, kept: NDArray[np.float64], criteria: Criteria) -> Selector:
     """Take the probabilities of what is sent, [N, C], into their mean."""
-    if not len(kept):
-        return selector
     mean = kept.mean(axis=0)
     if len(selector.sent) == len(mean):
         mean = criteria.memory * np.asarray(selector.sent) + (1 - criteria.memory) * mean

@@ -109,6 +109,18 @@ class Status:
         """Return it as JSON has it."""
         return {**asdict(self), "age_s": self.age_s, "share_uploaded": self.share_uploaded}
 
+    def report(self) -> dict[str, Any]:
+        """Return what the edge tells its server about itself."""
+        counters = self.counters
+        return {
+            "tag": self.version,
+            "seen": counters.seen,
+            "excluded": counters.excluded,
+            "uploaded": counters.uploaded,
+            "rolled_back": counters.rolled_back,
+            "latency_ms": self.latency_ms.get("p50"),
+        }
+
     @classmethod
     def kept(cls, folder: Folder) -> Self | None:
         """Read what the client on this folder last wrote; None when it has written nothing."""

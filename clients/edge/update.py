@@ -19,7 +19,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from normstream.clients.edge.errors import BadSignature, CorruptUpdate, ForeignUpdate, StaleBase
+from normstream.clients.edge.errors import BadSignature, CorruptUpdate, OtherWeights, StaleBase
 from normstream.clients.edge.package import Floats, Package, Parameters
 
 FORMAT = "normstream.update/1"
@@ -170,7 +170,7 @@ def _verify(body: bytes, signature: str | None, key: str) -> None:
 def _check_model(header: _Header, package: Package) -> None:
     manifest = package.manifest
     if header.fingerprint != manifest.fingerprint:
-        raise ForeignUpdate(f"the update is for {header.fingerprint:.80}; this is {manifest.fingerprint}")
+        raise OtherWeights(header.fingerprint, manifest.fingerprint)
     if header.tensors != {name: manifest.channels(name) for name in manifest.tensors}:
         raise CorruptUpdate(f"the update's tensors {header.tensors!r:.200} are not the model's")
     if header.probe != (len(package.reference), manifest.classes):

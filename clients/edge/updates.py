@@ -14,12 +14,20 @@ from numpy.typing import NDArray
 
 from normstream.clients.edge.backoff import Backoff
 from normstream.clients.edge.clock import Clock
-from normstream.clients.edge.errors import EdgeError, ForeignUpdate, ProbeFailed, StaleBase, UpdateRefused
+from normstream.clients.edge.errors import (
+    EdgeError,
+    ForeignUpdate,
+    OldUpdate,
+    OtherWeights,
+    ProbeFailed,
+    StaleBase,
+    UpdateRefused,
+)
 from normstream.clients.edge.folder import Folder
 from normstream.clients.edge.link import LinkError, Offer, Unreachable, Unwanted, Unwelcome
 from normstream.clients.edge.membership import Membership
 from normstream.clients.edge.package import Floats, Package, Parameters
-from normstream.clients.edge.prediction import entropies
+from normstream.clients.edge.prediction import Likelihoods
 from normstream.clients.edge.preprocessing import normalise
 from normstream.clients.edge.runtime import TOLERANCE
 from normstream.clients.edge.status import Counters
@@ -28,12 +36,14 @@ from normstream.clients.edge.update import Held, Update, decode, encode_full
 logger = logging.getLogger(__name__)
 
 WORSE = 0.2  # in parts of ln(classes): by how much the mean entropy may rise
-TRIED = 8  # of the last images, spread over them all: a video's latest frames are alike, and each costs a forward pass
+TRIED = 8  # of the last images, spread over them all: a video's latest frames are alike
 _POLL_S = 5.0  # between two questions, where the server answers without having waited
 
 
 class Network(Protocol):
     """What runs one version of the parameters: `Runtime` or `LocalRuntime`."""
+
+    package: Package
 
     def updated(self, parameters: Parameters) -> Network:
         """Return one that runs other parameters."""
@@ -62,7 +72,8 @@ class Updater:
         package: The model.
         folder: Where the last good update is kept.
         counters: Counts what becomes of updates.
-        build: Makes a network of parameters.
+        renew: Fetches the package of the weights that the server hosts now.
+        build: Makes a network of a package and parameters.
         swap: Takes a network into use between two steps.
         recent: Returns the last images and what was predicted of them.
         clock: Tells the time.
@@ -79,7 +90,8 @@ class Updater:
     package: Package
     folder: Folder
     counters: Counters
-    build: Callable[[Parameters], Network]
+    renew: Callable[[], Package]
+    build: Callable[[Package, Parameters], Network]
     swap: Callable[[Network, Update], None]
     recent: Callable[[], Recent]
     clock: Clock = field(default_factory=Clock)
@@ -119,17 +131,22 @@ class Updater:
     def take(self, offer: Offer) -> None:
         """Take an update into use, or roll it back.
 
+        One that is for other weights brings the edge to those: the server hosts them now under the model's name.
+
         Raises:
             UpdateRefused: It must not be used.
+            LinkError: The package of other weights could not be fetched.
         """
         began = time.perf_counter()
-        identity = self.membership.identity
-        update = decode(offer.body, offer.signature, identity.key, self.package, self.held)
-        if update.edge != identity.edge:
-            raise ForeignUpdate(f"the update is for the edge {update.edge}")
+        package = self.package
+        try:
+            update = self._decoded(offer, package)
+        except OtherWeights as error:
+            package = self._other(error)
+            update = self._decoded(offer, package)
         self.held = update.held
         try:
-            network = self._proved(update)
+            network = self._proved(update, package)
         except EdgeError as error:
             self.counters.rolled_back += 1
             self._refuse(error)
@@ -137,14 +154,43 @@ class Updater:
             return
         self.counters.updates += 1
         self.problem = None
+        self.package = package
         self.swap(network, update)
         self.tried = update.tag
         self.applied_ms = 1000 * (time.perf_counter() - began)
         logger.info("version %s in use after %.0f ms", update.tag, self.applied_ms)
         self._keep(update)
 
+    def _decoded(self, offer: Offer, package: Package) -> Update:
+        identity = self.membership.identity
+        update = decode(offer.body, offer.signature, identity.key, package, self.held)
+        if update.edge != identity.edge:
+            raise ForeignUpdate(f"the update is for the edge {update.edge}")
+        if self.tried is not None and _precedes(update.tag, self.tried):
+            raise OldUpdate(
+                f"version {update.tag} is older than {self.tried}, which has been tried; "
+                "if the server was set back to an old state, delete the edge's stream there"
+            )
+        return update
+
+    def _other(self, error: OtherWeights) -> Package:
+        """Return the package that an update wants in place of the one that the edge has."""
+        logger.warning("%s; fetching the package of what the server hosts now", error)
+        try:
+            package = self.renew()
+        except LinkError as failure:
+            self.problem = f"{error}, and their package cannot be fetched now: {failure}"
+            raise
+        if package.manifest.fingerprint != error.fingerprint:
+            raise ForeignUpdate(
+                f"{error}, and the server's package is of {package.manifest.fingerprint}; "
+                "if this goes on, delete the edge's stream at the server"
+            )
+        return package
+
     def _keep(self, update: Update) -> None:
         try:
+            self.membership.learn(self.package.manifest.fingerprint)
             self.folder.save_update(*encode_full(update, self.membership.identity.key, self.package))
         except OSError as error:  # it runs all the same
             self.problem = f"the update cannot be kept: {error}"
@@ -157,38 +203,55 @@ class Updater:
             return None
         try:
             update = decode(*kept, self.membership.identity.key, self.package)
-            network = self._proved(update)
+            network = self._proved(update, self.package)
         except EdgeError as error:
             self.counters.rejected += 1
             self._refuse(error)
             return None
         self.held = update.held
+        self.tried = update.tag
         return network, update
 
-    def _proved(self, update: Update) -> Network:
-        network = self.build(update.parameters)
+    def _proved(self, update: Update, package: Package) -> Network:
+        network = self.build(package, update.parameters)
         network.probe(update.probe)
-        self._compare(network)
+        if package is self.package:  # with other weights it was another network that saw the last images
+            self._compare(network)
         return network
 
     def _compare(self, network: Network) -> None:
-        """Refuse a network that is much less certain of the last images than what was predicted of them."""
+        """Refuse a network that is much less certain of the last images than what was predicted of them.
+
+        Each image costs a forward pass, which frames wait for: where half of them leave no doubt, half are tried.
+        """
         recent = list(self.recent())
-        if not recent:
-            return
-        recent = recent[:: math.ceil(len(recent) / TRIED)]
-        before = float(np.mean([entropy for _, entropy in recent]))
-        preprocessing = self.package.manifest.preprocessing
-        # One at a time, so that no frame waits long for a core.
-        logits = [network.logits(normalise([crop], preprocessing)) for crop, _ in recent]
-        after = float(entropies(np.concatenate(logits)).mean())
+        recent = recent[:: max(1, math.ceil(len(recent) / TRIED))]
         allowed = WORSE * math.log(self.package.manifest.classes)
-        if not after - before <= allowed:  # NaN is not
+        rises: list[float] = []
+        for part in (recent[::2], recent[1::2]):
+            rises += [self._entropy(network, crop) - before for crop, before in part]
+            if not rises or np.mean(rises) <= allowed / 2:
+                return
+        rise = float(np.mean(rises))
+        if not rise <= allowed:  # NaN is not
             raise ProbeFailed(
-                f"the mean entropy of {len(recent)} of the last images would be {after:.2f} in place of {before:.2f}; "
+                f"the mean entropy of {len(recent)} of the last images would rise by {rise:.2f}; "
                 f"a rise of {allowed:.2f} is allowed"
             )
+
+    def _entropy(self, network: Network, crop: NDArray[np.uint8]) -> float:
+        logits = network.logits(normalise([crop], self.package.manifest.preprocessing))
+        return float(Likelihoods.of(logits).entropies[0])
 
     def _refuse(self, error: Exception) -> None:
         self.problem = f"update refused: {error}"
         logger.warning("%s", self.problem)
+
+
+def _precedes(tag: str, other: str) -> bool:
+    """Return whether a version came before another; of streams that were made apart none does."""
+    generation, _, number = tag.rpartition(".")
+    other_generation, _, other_number = other.rpartition(".")
+    if generation != other_generation or not (number.isdecimal() and other_number.isdecimal()):
+        return False
+    return int(number) < int(other_number)

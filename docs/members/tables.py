@@ -13,6 +13,8 @@ SLOTS = {
     "norm": "`norm`: the statistics at every normalisation layer",
     "update": "`update`: affine parameters, moved by a loss",
     "output": "`output`: predictions, adjusted after the network",
+    "learn.method": "`learn.method`: the loss of a lesson, over new and replayed samples",
+    "learn.norm": "`learn.norm`: what takes the place of batch norms while a stream learns",
 }
 
 

@@ -1,1 +1,1 @@
-"""The REST API, one file for each noun of it. Routes translate; `normstream.service.streams` decides."""
+"""The REST API, one file for each noun of it. Routes translate; `streams`, `predicting`, `labelling` and `edges` decide."""

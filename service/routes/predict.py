@@ -6,7 +6,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from normstream.service.connection import while_connected
 from normstream.service.deadline import Deadline
-from normstream.service.dependencies import TheAdmission, TheSettings, TheStreams
+from normstream.service.dependencies import TheAdmission, ThePredictor, TheSettings
 from normstream.service.images import NPY, ImagesBody, read_images
 from normstream.service.predictions import Asked, Output, Prediction
 from normstream.service.schemas import StreamId
@@ -38,7 +38,7 @@ _BODY = {
 async def predict(
     id: StreamId,
     request: Request,
-    streams: TheStreams,
+    predictor: ThePredictor,
     settings: TheSettings,
     admission: TheAdmission,
     adapt: Annotated[bool, Query(description="false predicts with the state and leaves it as it is")] = True,
@@ -59,5 +59,5 @@ async def predict(
         async with deadline.kept():  # or a few slow senders would take all places inside
             images = await read_images(request, settings)
         asked = Asked(adapt, output, top_k, npy=NPY in request.headers.get("accept", ""))
-        predicted = await while_connected(request, streams.predict(id, images, asked, idempotency_key, deadline))
+        predicted = await while_connected(request, predictor.predict(id, images, asked, idempotency_key, deadline))
     return Response(predicted.body, headers=predicted.headers)

@@ -76,6 +76,14 @@ class Keyspace:
         """Sorted set of the ids of samples that came, by time: none counts twice."""
         return f"{self.prefix}:{{{stream_id}}}:known"
 
+    def unlabelled(self, stream_id: str) -> list[str]:
+        """What holds the stream's predictions whose labels may come, and the labels that came.
+
+        A hash of them, the sorted set of their ids by time, and their size in bytes.
+        """
+        key = f"{self.prefix}:{{{stream_id}}}:unlabelled"
+        return [key, f"{key}:order", f"{key}:bytes"]
+
     def lease(self, stream_id: str) -> str:
         """Names the worker that learns from the stream's samples at the moment."""
         return f"{self.prefix}:{{{stream_id}}}:lease"

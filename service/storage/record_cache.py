@@ -6,7 +6,7 @@ from normstream.service.storage.records import StreamRecord
 
 
 class RecordCache:
-    """Least recently used records of streams, bounded by the bytes of their states.
+    """Least recently used records of streams, bounded by the bytes of what they hold.
 
     A cached record may be stale: whoever uses one asks Redis whether its generation and version still hold.
     """
@@ -26,11 +26,15 @@ class RecordCache:
         """Keep a record in place of an older one of the same stream."""
         self.drop(record.id)
         self._records[record.id] = record
-        self._bytes += record.state_bytes
+        self._bytes += _size(record)
         while self._bytes > self._limit_bytes:
             self.drop(next(iter(self._records)))
 
     def drop(self, stream_id: str) -> None:
         """Forget a stream."""
         if record := self._records.pop(stream_id, None):
-            self._bytes -= record.state_bytes
+            self._bytes -= _size(record)
+
+
+def _size(record: StreamRecord) -> int:
+    return record.state_bytes + len(record.scores)

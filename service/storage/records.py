@@ -103,14 +103,24 @@ class Stream:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamRecord(Stream):
-    """A stream with its state, an opaque blob."""
+    """A stream with its state, as opaque blobs.
+
+    Attributes:
+        state: Its state, but for what it has learnt.
+        scores: How its predictions compare with the labels that came.
+        learnt_tag: Random; new with every write of `learnt`. Empty where there is none.
+        learnt: What it has learnt from labels. Large, so that it travels only when its tag changed.
+    """
 
     state: bytes
+    scores: bytes = b""
+    learnt_tag: str = ""
+    learnt: bytes = b""
 
     @property
     def state_bytes(self) -> int:
-        """The size of the state."""
-        return len(self.state)
+        """The size of the state, with what was learnt."""
+        return len(self.state) + len(self.learnt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +216,31 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
+class Unlabelled:
+    """A prediction whose label may come.
+
+    Attributes:
+        id: Of the image that was predicted.
+        answer: The class that was predicted.
+        confidence: In that answer.
+        data: What is kept of the image to learn from, an opaque blob; often empty.
+    """
+
+    id: str
+    answer: str
+    confidence: float
+    data: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A prediction whose label came."""
+
+    id: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
 class Replay:
     """An answer given under an idempotency key, and the digest of the request it answered."""
 
@@ -250,7 +285,7 @@ def to_fields(record: StreamRecord | SnapshotRecord | EdgeRecord) -> dict[str, s
     return {name: "" if value is None else value for name, value in values.items()}
 
 
-def from_fields(kind: type[Record], values: Iterable[bytes]) -> Record:
-    """The record whose `field_names(kind)` hold these values."""
+def from_fields(kind: type[Record], values: Iterable[bytes | None]) -> Record:
+    """The record whose `field_names(kind)` hold these values; None is a field that was not known when it was kept."""
     parsed = zip(fields(kind), values, strict=True)  # type: ignore[arg-type]
-    return kind(**{each.name: _PARSERS[each.type](value) for each, value in parsed})
+    return kind(**{each.name: _PARSERS[each.type](value) for each, value in parsed if value is not None})

@@ -9,7 +9,7 @@ from typing import Any
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, RedisError
+from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from normstream.service.storage.records import StoreUnavailable
@@ -96,6 +96,12 @@ class RedisLink:
         except (RedisError, OSError) as error:
             raise StoreUnavailable(_REASONS.get(type(error), f"Redis failed: {error}")) from error
 
+    async def check(self) -> list[str]:
+        """Make sure that Redis answers; says in words for its operator what about it endangers what it keeps."""
+        async with self.reach() as redis:
+            await redis.ping()
+            return await _eviction_warnings(redis)
+
     async def aclose(self) -> None:
         """Close the client."""
         await self._redis.aclose()
@@ -109,3 +115,19 @@ def owned(kind: str, asked: str, answered: str) -> None:
     """
     if answered != asked:
         raise StoreUnavailable(f"Redis answered for {kind} '{asked}' with that of '{answered}'; it was refused.")
+
+
+async def _eviction_warnings(redis: Redis) -> list[str]:
+    try:
+        policy = (await redis.config_get("maxmemory-policy"))["maxmemory-policy"]
+    except ResponseError as error:
+        return [
+            f"Redis does not tell its maxmemory-policy ({error}): make sure that it is 'noeviction', "
+            "for an evicted state is a silent reset."
+        ]
+    if policy in ("noeviction", b"noeviction"):
+        return []
+    return [
+        f"Redis may drop streams when memory is short (maxmemory-policy {policy}): an evicted state is a "
+        "silent reset. Set it to 'noeviction'."
+    ]

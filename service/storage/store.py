@@ -1,9 +1,10 @@
 """The home of all streams: one Redis, which any number of workers share.
 
 A worker loads a stream, computes, and commits; the commit holds only if nobody else has committed since, and
-writes state, version, idempotency record and events in one atomic step. States are opaque bytes.
+writes state, version, idempotency record, events and labels in one atomic step. States are opaque bytes.
 """
 
+import json
 import math
 import secrets
 import time
@@ -13,7 +14,6 @@ from itertools import chain
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
 from normstream.service.storage.edge_shelf import EdgeShelf
 from normstream.service.storage.event_log import EventLog
@@ -22,6 +22,7 @@ from normstream.service.storage.record_cache import RecordCache
 from normstream.service.storage.records import (
     Conflict,
     Event,
+    Labelled,
     LoggedEvent,
     Replay,
     SnapshotRecord,
@@ -30,6 +31,7 @@ from normstream.service.storage.records import (
     StreamRecord,
     StreamSummary,
     UnknownStream,
+    Unlabelled,
     field_names,
     from_fields,
     to_fields,
@@ -39,6 +41,7 @@ from normstream.service.storage.release_shelf import ReleaseShelf
 from normstream.service.storage.sample_queue import SampleQueue
 from normstream.service.storage.snapshot_shelf import SnapshotShelf
 from normstream.service.storage.stream_index import StreamIndex
+from normstream.service.storage.unlabelled_shelf import UnlabelledShelf
 
 DELETED_EVENTS_TTL_S = 60.0
 
@@ -57,6 +60,9 @@ class Store:
         cache_bytes: How much state this worker keeps at hand.
         max_samples: How many samples of a stream may wait to be learnt from.
         max_sample_bytes: The size of their images.
+        label_ttl_s: How long a prediction is kept for its label to come, and then the label; 0 keeps none.
+        max_unlabelled: How many of these a stream has; the oldest go first.
+        max_unlabelled_bytes: Their size.
 
     Attributes:
         edges: The registered edges.
@@ -77,6 +83,9 @@ class Store:
         cache_bytes: int = 256 * 1024 * 1024,
         max_samples: int = 512,
         max_sample_bytes: int = 32 * 1024 * 1024,
+        label_ttl_s: float = 3600.0,
+        max_unlabelled: int = 4096,
+        max_unlabelled_bytes: int = 32 * 1024 * 1024,
     ) -> None:
         self._clock = clock
         self._replay_ttl_ms = _ms(idempotency_ttl_s)
@@ -88,6 +97,14 @@ class Store:
         self._event_log = EventLog(self._readers, self._keys, events_poll_s)
         self._index = StreamIndex(self._link, self._keys)
         self._shelf = SnapshotShelf(self._link, self._keys)
+        self._unlabelled = UnlabelledShelf(
+            self._link,
+            self._keys,
+            clock,
+            ttl_s=label_ttl_s,
+            most=max_unlabelled,
+            most_bytes=max_unlabelled_bytes,
+        )
         self.edges = EdgeShelf(self._link, self._keys)
         self.samples = SampleQueue(
             self._link,
@@ -100,8 +117,8 @@ class Store:
         self.releases = ReleaseShelf(self._link, self._keys)
         self._create = self._link.script("create")
         self._load = self._link.script("load")
-        self._commit = self._link.script("samples", "commit")
-        self._remember = self._link.script("remember")
+        self._commit = self._link.script("samples", "unlabelled", "commit")
+        self._remember = self._link.script("unlabelled", "remember")
         self._delete = self._link.script("delete")
 
     async def check(self) -> list[str]:
@@ -110,9 +127,7 @@ class Store:
         Returns:
             What about this Redis endangers the streams, in words for its operator.
         """
-        async with self._link.reach() as redis:
-            await redis.ping()
-            return await _eviction_warnings(redis)
+        return await self._link.check()
 
     async def create(
         self,
@@ -122,10 +137,21 @@ class Store:
         fingerprint: str,
         recipe: str,
         state: bytes,
+        learnt: bytes = b"",
         step: int = 0,
         idle_ttl_s: float | None = None,
     ) -> tuple[StreamRecord, bool]:
         """Make a stream, unless it is there.
+
+        Args:
+            stream_id: Its id.
+            model: The name of the model that it is of.
+            fingerprint: That model's.
+            recipe: As canonical JSON.
+            state: Its state, but for what it has learnt.
+            learnt: What it has learnt from labels; empty where that is nothing.
+            step: Its step.
+            idle_ttl_s: How long it lives unused; None is for ever.
 
         Returns:
             The stream made or found, and whether it was made.
@@ -143,11 +169,13 @@ class Store:
             updated_at=now,
             idle_ttl_s=idle_ttl_s,
             state=state,
+            learnt=learnt,
+            learnt_tag=_tag(learnt),
         )
         return await self._create_or_find(record)
 
     async def _create_or_find(self, new: StreamRecord) -> tuple[StreamRecord, bool]:
-        keys = [self._keys.stream(new.id), self._keys.events(new.id)]
+        keys = [self._keys.stream(new.id), self._keys.events(new.id), *self._keys.unlabelled(new.id)]
         args = [_ttl_ms(new), new.state_bytes, *chain.from_iterable(to_fields(new).items())]
         async with self._link.reach() as redis, redis.pipeline(transaction=False) as pipe:
             await self._create(keys, args, client=pipe)
@@ -158,7 +186,9 @@ class Store:
         return record, record.generation == new.generation
 
     async def load(self, stream_id: str, idempotency_key: str | None = None) -> tuple[StreamRecord, Replay | None]:
-        """Read a stream in one round trip, in which the state travels only if it changed; counts as use.
+        """Read a stream in one round trip, in which a state travels only if it changed; counts as use.
+
+        What was learnt travels only if that changed.
 
         Returns:
             The stream, and the answer that was given under the idempotency key, if any.
@@ -167,16 +197,22 @@ class Store:
             UnknownStream: There is no such stream.
         """
         cached = self._cache.get(stream_id)
-        known = [cached.generation, cached.version, cached.updated_at] if cached else ["", "", ""]
+        known = [cached.generation, cached.version, cached.updated_at, cached.learnt_tag] if cached else [""] * 4
+        # The last field is `learnt`, which the script sends beside the others.
         keys = self._stream_keys(stream_id, idempotency_key)
         async with self._link.reach():
-            reply = await self._load(keys, [*known, *field_names(StreamRecord)])
+            reply = await self._load(keys, [*known, *field_names(StreamRecord)[:-1]])
         if reply is None:
             self._cache.drop(stream_id)
             raise UnknownStream(stream_id)
-        fields, replay = reply
-        record = self._admit(stream_id, from_fields(StreamRecord, fields)) if fields else cached
-        assert record is not None  # noqa: S101  (to a worker that has none, Redis sends the fields)
+        fields, learnt, replay = reply
+        if fields is not None:
+            if learnt is None and cached is not None:
+                learnt = cached.learnt
+            record = self._admit(stream_id, from_fields(StreamRecord, [*fields, learnt]))
+        else:
+            assert cached is not None  # noqa: S101  (to a worker that has none, Redis sends the fields)
+            record = cached
         return record, Replay(replay[0].decode(), replay[1]) if replay else None
 
     def _admit(self, stream_id: str, record: StreamRecord) -> StreamRecord:
@@ -213,21 +249,31 @@ class Store:
         *,
         state: bytes,
         step: int,
+        learnt: bytes | None = None,
+        scores: bytes | None = None,
         events: Sequence[Event] = (),
         replay: tuple[str, Replay] | None = None,
         used: Sequence[str] = (),
         dropped: Sequence[str] = (),
+        predicted: Sequence[Unlabelled] = (),
+        labelled: Sequence[tuple[str, str]] = (),
+        forget_unlabelled: bool = False,
     ) -> StreamRecord:
         """Put a new state in place of the one that was loaded.
 
         Args:
             record: The stream as loaded.
-            state: Its new state.
+            state: Its new state, but for what it has learnt.
             step: Its new step.
+            learnt: What it has learnt now; None leaves that as it is, as with `scores`.
+            scores: How its predictions compare with labels now.
             events: What to tell those who watch it, in order.
             replay: An idempotency key, and the answer to keep under it.
             used: The ids of samples that the state has learnt from; they leave the queue.
             dropped: The ids of others that leave it.
+            predicted: Predictions to keep until their labels come.
+            labelled: The ids of images whose labels came, predicted before or not, with these labels.
+            forget_unlabelled: Whether to forget the predictions and labels that are kept, but for those given here.
 
         Returns:
             The stream as it is now.
@@ -236,17 +282,34 @@ class Store:
             Conflict: The stream was changed since it was loaded; nothing was written.
             UnknownStream: The stream was deleted since it was loaded.
         """
-        new = replace(record, state=state, step=step, version=record.version + 1, updated_at=self._clock())
-        key, answer = replay or (None, Replay("", b""))
-        args = [record.generation, record.version, secrets.token_hex(8), _ttl_ms(record)]
-        args += [answer.digest, answer.answer, self._replay_ttl_ms, self._events_kept, len(events)]
-        args += [len(used), len(dropped), new.updated_at]
+        changes: dict[str, Any] = {"state": state, "step": step}
+        changes |= {"version": record.version + 1, "updated_at": self._clock()}
+        changes |= {} if learnt is None else {"learnt": learnt, "learnt_tag": _tag(learnt)}
+        changes |= {} if scores is None else {"scores": scores}
+        new = replace(record, **changes)
+        fields = {**changes, "state_bytes": new.state_bytes}
+        key, answer = replay or (None, None)
+        unlabelled, values = self._unlabelled.command(predicted, labelled)
+        asked = {
+            "generation": record.generation,
+            "version": str(record.version),
+            "learnt_tag": record.learnt_tag,
+            "operation": secrets.token_hex(8),
+            "idle_ttl_ms": str(_ttl_ms(record)),
+            "now": str(new.updated_at),
+            "fields": len(fields),
+            "events": len(events),
+            "events_kept": self._events_kept,
+            "replay": self._kept(answer),
+            "used": used,
+            "dropped": dropped,
+            "unlabelled": unlabelled,
+            "forget_unlabelled": forget_unlabelled,
+        }
+        args = [_as_json(asked), *chain.from_iterable(fields.items())]
         args += chain.from_iterable((event.type, event.data) for event in events)
-        args += [*used, *dropped]
-        args += chain.from_iterable(_changes(new).items())
-        keys = self._stream_keys(record.id, key)
-        if used or dropped:
-            keys += self._keys.samples(record.id)
+        args += [answer.answer if answer else b"", *values]
+        keys = [*self._stream_keys(record.id, key), *self._keys.unlabelled(record.id), *self._keys.samples(record.id)]
         async with self._link.reach():
             outcome = await self._commit(keys, args)
         if outcome != b"done":
@@ -255,14 +318,42 @@ class Store:
         self._cache.put(new)
         return new
 
-    async def remember(self, record: StreamRecord, idempotency_key: str, replay: Replay) -> None:
-        """Keep an answer that changed nothing, should the same request come again."""
-        keys = [self._keys.stream(record.id), self._keys.replay(record.id, idempotency_key)]
+    async def remember(
+        self,
+        record: StreamRecord,
+        idempotency_key: str | None,
+        replay: Replay | None,
+        predicted: Sequence[Unlabelled] = (),
+    ) -> None:
+        """Keep what came of a request that changed nothing.
+
+        Args:
+            record: The stream.
+            idempotency_key: The request's, if it has one, under which it may come again.
+            replay: The answer to it then.
+            predicted: Predictions to keep until their labels come.
+        """
+        answer = replay if idempotency_key is not None else None
+        unlabelled, values = self._unlabelled.command(predicted, ())
+        if answer is None and unlabelled is None:
+            return
+        asked = {"generation": record.generation, "replay": self._kept(answer), "unlabelled": unlabelled}
+        args = [_as_json(asked), answer.answer if answer else b"", *values]
+        keys = [*self._stream_keys(record.id, idempotency_key), *self._keys.unlabelled(record.id)]
         async with self._link.reach():
-            await self._remember(keys, [record.generation, replay.digest, replay.answer, self._replay_ttl_ms])
+            await self._remember(keys, args)
+
+    async def unlabelled(self, stream_id: str, ids: Sequence[str]) -> dict[str, Unlabelled | Labelled]:
+        """The predictions of a stream whose labels may still come, and the labels of those for which they came.
+
+        Args:
+            stream_id: The stream.
+            ids: Those of the images; the unknown and the expired are left out of the answer.
+        """
+        return await self._unlabelled.find(stream_id, ids)
 
     async def delete(self, stream_id: str) -> None:
-        """Delete a stream and the samples that wait for it; its snapshots stay.
+        """Delete a stream with the samples and predictions that wait for it; its snapshots stay.
 
         Its idempotency records stay too, and mean nothing to a successor.
 
@@ -271,7 +362,7 @@ class Store:
         """
         self._cache.drop(stream_id)
         keys = [self._keys.stream(stream_id), self._keys.events(stream_id), *self._keys.samples(stream_id)]
-        keys += [self._keys.known(stream_id), self._keys.releases(stream_id)]
+        keys += [self._keys.known(stream_id), self._keys.releases(stream_id), *self._keys.unlabelled(stream_id)]
         async with self._link.reach():
             deleted = await self._delete(keys, [_ms(DELETED_EVENTS_TTL_S)])
         await self._index.drop_gone([stream_id])
@@ -279,7 +370,7 @@ class Store:
             raise UnknownStream(stream_id)
 
     async def fork(self, stream_id: str, new_id: str) -> StreamRecord:
-        """Make a stream of another id with a copy of the state.
+        """Make a stream of another id with a copy of the state; it begins without scores and labels.
 
         Raises:
             UnknownStream: There is no stream to copy.
@@ -292,6 +383,7 @@ class Store:
             fingerprint=source.fingerprint,
             recipe=source.recipe,
             state=source.state,
+            learnt=source.learnt,
             step=source.step,
             idle_ttl_s=source.idle_ttl_s,
         )
@@ -329,14 +421,21 @@ class Store:
         await self._readers.aclose()
         await self._link.aclose()
 
+    def _kept(self, answer: Replay | None) -> dict[str, Any] | None:
+        return None if answer is None else {"digest": answer.digest, "ttl_ms": self._replay_ttl_ms}
+
     def _stream_keys(self, stream_id: str, idempotency_key: str | None) -> list[str]:
         keys = self._keys
         return [keys.stream(stream_id), keys.events(stream_id), keys.replay(stream_id, idempotency_key or "")]
 
 
-def _changes(new: StreamRecord) -> dict[str, Any]:
-    """The fields that a commit writes."""
-    return {name: getattr(new, name) for name in ("state", "state_bytes", "step", "version", "updated_at")}
+def _tag(learnt: bytes) -> str:
+    return secrets.token_hex(8) if learnt else ""
+
+
+def _as_json(asked: dict[str, Any]) -> str:
+    """What a script is asked for; what is None stays out, for to Lua a null of JSON is true."""
+    return json.dumps({name: value for name, value in asked.items() if value is not None})
 
 
 def _ttl_ms(record: StreamRecord) -> int | str:
@@ -345,19 +444,3 @@ def _ttl_ms(record: StreamRecord) -> int | str:
 
 def _ms(seconds: float) -> int:
     return math.ceil(seconds * 1000)
-
-
-async def _eviction_warnings(redis: Redis) -> list[str]:
-    try:
-        policy = (await redis.config_get("maxmemory-policy"))["maxmemory-policy"]
-    except ResponseError as error:
-        return [
-            f"Redis does not tell its maxmemory-policy ({error}): make sure that it is 'noeviction', "
-            "for an evicted state is a silent reset."
-        ]
-    if policy in ("noeviction", b"noeviction"):
-        return []
-    return [
-        f"Redis may drop streams when memory is short (maxmemory-policy {policy}): an evicted state is a "
-        "silent reset. Set it to 'noeviction'."
-    ]

@@ -1,39 +1,41 @@
 -- Changes a stream if it is still as the caller loaded it.
--- KEYS: stream, events, replay; where samples are taken out of its queue also queue, images, tally
--- ARGV: generation, version, operation id, idle TTL in ms or '',
---       digest or '', answer, replay TTL in ms, events kept, number of events,
---       number of samples that are used, number that are dropped, now,
---       then types and data of events in turn, then ids of samples, then fields and values in turn
+-- KEYS: stream, events, replay, entries, order and bytes of its unlabelled, queue, images, tally
+-- ARGV: what is asked for, as JSON (`Store.commit` makes it); then its `fields` fields and values in turn, types and
+--       data of its `events` events in turn, the answer, and the values of its unlabelled
 -- Replies 'done', 'conflict' or 'unknown'.
-local generation, version, done = unpack(redis.call('HMGET', KEYS[1], 'generation', 'version', 'done'))
+local asked = cjson.decode(ARGV[1])
+local generation, version, learnt_tag, done =
+  unpack(redis.call('HMGET', KEYS[1], 'generation', 'version', 'learnt_tag', 'done'))
 if not generation then return 'unknown' end
-if generation ~= ARGV[1] then return 'conflict' end
+if generation ~= asked.generation then return 'conflict' end
 -- The client sends a command again when it lost the reply: what has been done is a success.
 done = done or ''
-if string.find(done, ARGV[3], 1, true) then return 'done' end
-if version ~= ARGV[2] then return 'conflict' end
+if string.find(done, asked.operation, 1, true) then return 'done' end
+-- A version may stand for two states after a failover (see store_load.lua); what each has learnt stays with it.
+if version ~= asked.version or (learnt_tag or '') ~= asked.learnt_tag then return 'conflict' end
 
 -- First the write that is refused when memory is out, so that nothing is written by halves.
-local first_sample = 13 + 2 * tonumber(ARGV[9])
-local first_dropped = first_sample + tonumber(ARGV[10])
-local first_field = first_dropped + tonumber(ARGV[11])
-local last_operations = string.sub(done, -7 * #ARGV[3]) .. ARGV[3]
-redis.call('HSET', KEYS[1], 'done', last_operations, unpack(ARGV, first_field))
-for i = 13, first_sample - 1, 2 do
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[8], '*', 'type', ARGV[i], 'data', ARGV[i + 1])
+local first_event = 2 + 2 * asked.fields
+local answer = first_event + 2 * asked.events
+local last_operations = string.sub(done, -7 * #asked.operation) .. asked.operation
+redis.call('HSET', KEYS[1], 'done', last_operations, unpack(ARGV, 2, first_event - 1))
+for i = first_event, answer - 1, 2 do
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', asked.events_kept, '*', 'type', ARGV[i], 'data', ARGV[i + 1])
 end
-if KEYS[4] then
-  take_out(KEYS[4], KEYS[5], KEYS[6], 'used', {unpack(ARGV, first_sample, first_dropped - 1)})
-  take_out(KEYS[4], KEYS[5], KEYS[6], 'dropped', {unpack(ARGV, first_dropped, first_field - 1)})
-  redis.call('HSET', KEYS[6], 'taught_at', ARGV[12])
-  redis.call('HDEL', KEYS[6], 'failed')
+if asked.forget_unlabelled then redis.call('UNLINK', unpack(KEYS, 4, 6)) end
+if asked.unlabelled then keep_unlabelled(asked.unlabelled, answer + 1) end
+if #asked.used + #asked.dropped > 0 then
+  take_out(KEYS[7], KEYS[8], KEYS[9], 'used', asked.used)
+  take_out(KEYS[7], KEYS[8], KEYS[9], 'dropped', asked.dropped)
+  redis.call('HSET', KEYS[9], 'taught_at', asked.now)
+  redis.call('HDEL', KEYS[9], 'failed')
 end
-if ARGV[5] ~= '' then
-  redis.call('HSET', KEYS[3], 'generation', generation, 'digest', ARGV[5], 'answer', ARGV[6])
-  redis.call('PEXPIRE', KEYS[3], ARGV[7])
+if asked.replay then
+  redis.call('HSET', KEYS[3], 'generation', generation, 'digest', asked.replay.digest, 'answer', ARGV[answer])
+  redis.call('PEXPIRE', KEYS[3], asked.replay.ttl_ms)
 end
-if ARGV[4] ~= '' then
-  redis.call('PEXPIRE', KEYS[1], ARGV[4])
-  redis.call('PEXPIRE', KEYS[2], ARGV[4])
+if asked.idle_ttl_ms ~= '' then
+  redis.call('PEXPIRE', KEYS[1], asked.idle_ttl_ms)
+  redis.call('PEXPIRE', KEYS[2], asked.idle_ttl_ms)
 end
 return 'done'

@@ -81,7 +81,7 @@ def together(hosted: HostedModel, recipe: Recipe, streams: list[list[Tensor]]) -
 
 def turn_of(hosted: HostedModel, recipe: Recipe, batches: list[Tensor]):
     """What a member is given at a step of several streams."""
-    from normstream.adaptation.state import slot
+    from normstream.adaptation.tensor_slots import slot
     from normstream.adaptation.turn import Turn
 
     first = initial_state(hosted, recipe)

@@ -2,24 +2,30 @@
 
 import json
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import coloured
 from safetensors.torch import save
 from small_net import host_small, images
 
 from normstream.adaptation import (
     PRESETS,
     ForeignStateError,
+    Recipe,
     Request,
     StateError,
     StreamState,
     admit,
     decode,
+    decode_learnt,
     encode,
+    encode_learnt,
     initial_state,
+    learn,
     step,
 )
 
@@ -142,3 +148,85 @@ def test_tensors_that_the_recipe_does_not_make_are_refused(small, data, change, 
 def test_a_step_that_is_no_count_is_refused(data, step):
     with pytest.raises(StateError, match=f"step is {step!r}"):
         decode(encode(remade(decode(data), step=step)))
+
+
+LEARNING = Recipe.parse({"norm": {"name": "ema"}, "learn": {"replay": {"keep": "images"}}})
+
+
+@pytest.fixture(scope="module")
+def learnt(small) -> StreamState:
+    labels = ["red", "blue", "red"]
+    return learn(small, initial_state(small, LEARNING), coloured(labels), labels).state
+
+
+def test_what_was_learnt_travels_with_the_rest_or_alone(learnt):
+    rest, alone = encode(replace(learnt, learnt=None)), encode_learnt(learnt)
+    assert (
+        encode(replace(decode(rest), learnt=decode_learnt(alone))) == encode(learnt) == encode(decode(encode(learnt)))
+    )
+    assert decode(rest).learnt is None
+    assert len(rest) < len(alone) < len(encode(learnt))
+    assert encode_learnt(decode(encode(learnt))) == alone
+
+
+def test_who_learns_nothing_has_nothing_to_encode(small):
+    with pytest.raises(ValueError, match="learns nothing from labels"):
+        encode_learnt(initial_state(small, PRESETS["ema"]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(where=st.integers(0, 100_000), bit=st.integers(0, 7))
+def test_what_was_learnt_is_refused_when_cut_or_changed(learnt, where, bit):
+    data = bytearray(encode_learnt(learnt))
+    with pytest.raises(StateError):
+        decode_learnt(bytes(data[: where % len(data)]))
+    data[where % len(data)] ^= 1 << bit
+    with pytest.raises(StateError):
+        decode_learnt(bytes(data))
+
+
+def test_states_and_what_was_learnt_are_not_taken_for_each_other(learnt):
+    with pytest.raises(StateError, match=r"format is 'normstream\.learnt/1', expected 'normstream\.state/1'"):
+        decode(encode_learnt(learnt))
+    with pytest.raises(StateError, match=r"format is 'normstream\.state/1', expected 'normstream\.learnt/1'"):
+        decode_learnt(encode(learnt))
+
+
+def test_what_was_learnt_otherwise_or_elsewhere_is_refused(small, learnt):
+    other = initial_state(small, Recipe.parse({"norm": {"name": "ema"}, "learn": {}})).learnt
+    with pytest.raises(ForeignStateError, match="what was learnt is of model"):
+        admit(replace(learnt, learnt=other), small)
+    with pytest.raises(ForeignStateError, match="what was learnt is of model sha256:0"):
+        admit(replace(learnt, learnt=replace(learnt.learnt, fingerprint="sha256:0")), small)
+    with pytest.raises(StateError, match="what was learnt from labels is missing"):
+        admit(replace(learnt, learnt=None), small)
+    plain = initial_state(small, PRESETS["ema"])
+    with pytest.raises(StateError, match="it holds what was learnt from labels, and its recipe"):
+        admit(replace(plain, learnt=learnt.learnt), small)
+    smuggled = replace(plain, tensors=plain.tensors | {"learn.steps": torch.tensor(0)})
+    with pytest.raises(StateError, match=r"learn\.steps"):
+        admit(decode(encode(smuggled)), small)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"head.bias": torch.zeros(3)}, "head.bias is torch.float32"),
+        ({"head.bias": torch.full((7,), torch.nan)}, "not finite"),
+        ({"steps": torch.tensor(-1)}, "steps is negative"),
+        ({"replay.labels": torch.tensor([0, 0, 7])}, "labels that are none of the 7 classes"),
+        ({"classes.names": torch.zeros(3, dtype=torch.uint8)}, "no list of different texts"),
+    ],
+)
+def test_damage_to_what_was_learnt_is_refused(small, learnt, change, reason):
+    damaged = replace(learnt.learnt, tensors=learnt.learnt.tensors | change)
+    with pytest.raises(StateError, match=f"what was learnt is damaged: .*{reason}"):
+        admit(decode(encode(replace(learnt, learnt=damaged))), small)
+
+
+def test_slots_must_fit_the_classes_that_were_learnt(small):
+    recipe = Recipe.parse({"output": {"name": "prior"}, "learn": {}})
+    new = initial_state(small, recipe)
+    grown = learn(small, new, coloured(["red"]), ["red"]).state
+    with pytest.raises(StateError, match=r"output.frequencies is torch.float32 \(5,\), expected torch.float32 \(6,\)"):
+        admit(replace(grown, tensors=new.tensors), small)

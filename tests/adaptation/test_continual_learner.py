@@ -9,7 +9,7 @@ from small_net import SmallNet, TokenNet, images, randomised
 from torch import nn
 
 from normstream.adaptation import HostedModel, HostingError, Preprocessing
-from normstream.adaptation.continual import Learner, Learning, damage, learnt_affine, learnt_statistics
+from normstream.adaptation.continual import Learner, Learning, damage, learnt_layers
 from normstream.adaptation.continual.pixels import normalise
 
 NORMS = ["adab2n", "bn", "gn", "cn", None]
@@ -244,7 +244,7 @@ def test_a_head_that_cannot_grow_is_refused():
 @pytest.mark.parametrize(
     ("pixels", "labels", "message"),
     [
-        (coloured(["red"]), ["red", "blue"], "2 labels are given for 1 images"),
+        (coloured(["red"]), ["red", "blue"], "2 labels are given for 1 examples"),
         (coloured(["red"]).astype(np.float32), ["red"], "uint8"),
         (np.zeros((1, 8, 8, 3), np.uint8), ["red"], r"\(1, 8, 8, 3\)"),
         (np.zeros((0, SIDE, SIDE, 3), np.uint8), [], "at least 1"),
@@ -349,16 +349,13 @@ def test_what_was_learnt_fits_the_hosted_network(norm):
     hosted = HostedModel(randomised(SmallNet()), "small", Preprocessing(input_size=(3, SIDE, SIDE)))
     learner = Learner(hosted, recipe(norm, learns="affine"))
     state, _ = walk(learner, learner.initial(["a", "b", "c", "d", "e"]), 5)
-    affine, statistics = learnt_affine(learner, state), learnt_statistics(learner, state)
+    layers = learnt_layers(hosted, learner.recipe, state)
     modules = dict(SmallNet().named_modules())
     network = modules[""]
     network.load_state_dict(hosted.network.state_dict())
-    for layer, rows in zip(hosted.layers, affine.split(hosted.layers.channels, dim=-1), strict=True):
-        modules[layer.path].weight.data, modules[layer.path].bias.data = rows
-    for layer, *rows in zip(
-        hosted.batch_norms, *(each.split(hosted.batch_norms.channels) for each in statistics), strict=True
-    ):
-        modules[layer.path].running_mean, modules[layer.path].running_var = rows
+    for layer in layers:
+        modules[layer.path].weight.data, modules[layer.path].bias.data = layer.weight, layer.bias
+        modules[layer.path].running_mean, modules[layer.path].running_var = layer.source
     network.head[1].weight.data, network.head[1].bias.data = state["head.weight"], state["head.bias"]
     pixels = coloured(["red", "blue", "grey"])
     inputs = normalise(pixels, hosted.preprocessing)
@@ -369,4 +366,4 @@ def test_what_was_learnt_fits_the_hosted_network(norm):
 def test_a_network_of_its_own_does_not_fit(small, norm, learns):
     learner = Learner(small, recipe(norm, learns=learns))
     with pytest.raises(HostingError, match="network of its own"):
-        learnt_affine(learner, learner.initial())
+        learnt_layers(small, learner.recipe, learner.initial())

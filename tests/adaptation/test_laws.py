@@ -74,6 +74,8 @@ def test_the_members_are_those_we_know():
         "norm": ["alpha_bn", "bn1", "ema", "iabn", "ln_align", "n_prior", "source", "tbr", "unmix_tns"],
         "update": ["cema", "core", "cotta", "deyo", "eata", "eta", "roid", "rotta", "sar", "tent"],
         "output": ["lame", "prior", "shift", "t3a"],
+        "learn.method": ["derpp", "er_ace"],
+        "learn.norm": ["adab2n", "bn", "cn", "gn"],
     }
     assert all(member.model_fields["name"].default == name for name, member in MEMBERS.items())
 

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform
 
-from normstream.adaptation import HostingError, ModelSpec, Preprocessing, labels, load_model
+from normstream.adaptation import HostingError, ModelSpec, Preprocessing, class_names, labels, load_model
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,37 @@ def test_the_bundled_model_knows_a_cat_from_a_cup(lite0):
 def test_labels_are_imagenets_or_unknown(lite0, small):
     assert labels(lite0)[340] == "zebra"
     assert labels(small) is None
+    assert class_names(lite0) == tuple(labels(lite0))
+    assert class_names(small) == ("0", "1", "2", "3", "4")
+
+
+def test_labels_are_told_apart(lite0):
+    """ImageNet has two cranes, a bird and a machine, and two maillots."""
+    assert len(set(labels(lite0))) == 1000
+    assert [labels(lite0)[index] for index in (134, 517)] == ["crane", "crane (517)"]
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("resnet10", 1_970_122), ("resnet18", 11_173_962)])
+def test_networks_for_cifar_from_a_seed(name, parameters):
+    before = torch.get_rng_state()
+    hosted = load_model(ModelSpec.parse(f"architecture=cifar_{name},seed=3,classes=10"))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (hosted.architecture, hosted.classes) == (f"cifar_{name}", 10)
+    assert sum(value.numel() for value in hosted.network.parameters()) == parameters
+    assert hosted.preprocessing.input_size == (3, 32, 32)
+    assert hosted.preprocessing.mean == (0.4914, 0.4822, 0.4465)
+    again, other = (load_model(ModelSpec(architecture=f"cifar_{name}", seed=seed, classes=10)) for seed in (3, 4))
+    assert hosted.fingerprint == again.fingerprint != other.fingerprint
+
+
+def test_a_network_for_cifar_takes_a_checkpoint(tmp_path):
+    weights = timm.create_model("cifar_resnet10", num_classes=4).state_dict()
+    save_file(weights, tmp_path / "weights.safetensors")
+    hosted = load_model(
+        ModelSpec.parse(f"architecture=cifar_resnet10,checkpoint={tmp_path}/weights.safetensors,classes=4")
+    )
+    assert torch.equal(hosted.network.state_dict()["conv1.weight"], weights["conv1.weight"])
+    assert weights["conv1.weight"].shape == (64, 3, 3, 3)
 
 
 def test_preprocessing_is_timms_own(lite0):
@@ -100,6 +131,9 @@ def test_no_weights_without_a_hub_says_what_to_do(monkeypatch):
         "checkpoint=x.pth",
         "architecture=resnet18,classes=3",
         "architecture=resnet18,nonsense=1",
+        "architecture=resnet18,seed=1",
+        "architecture=resnet18,seed=-1,classes=3",
+        "architecture=resnet18,seed=1,checkpoint=x.pth,classes=3",
         "name=../x,architecture=resnet18",
     ],
 )

@@ -34,6 +34,7 @@ from normstream.adaptation import replay as buffers
 from normstream.adaptation.recipe import NORM_MEMBERS, TAUGHT_MEMBERS
 from normstream.adaptation.replay import Kept
 from normstream.adaptation.samples import decoded
+from normstream.adaptation.teaching import diversity
 
 NOW = 1_800_000_000.0
 SMALL = {"teacher": "teacher", "batch": 4, "replay": 6, "lr": 0.05, "teacher_lr": 0.05, "replay_bytes": 8 * 1024}
@@ -302,6 +303,47 @@ def test_a_loss_that_is_not_finite_is_discarded_and_told(small):
     assert outcome.report.reason == "the teacher's loss is not finite"
     assert outcome.report.teacher_loss is None
     assert torch.equal(outcome.state.tensors["update.affine"], state.tensors["update.affine"])
+
+
+ONLY_ENTROPY = {"alpha": 1000.0, "beta": 0.0, "gamma": 0.0, "teacher_lr": 1e-4}  # sure of itself, deaf to the teacher
+
+
+def test_a_lesson_that_would_leave_one_answer_to_everything_is_discarded(small):
+    teacher, recipe = TEACHERS["small"], of("source", lr=1.0, **ONLY_ENTROPY)
+    state = initial_state(small, recipe, teacher)
+    outcome = teach(small, teacher, state, samples(4), NOW)
+    assert outcome.report.discarded
+    assert "the student's answers would collapse" in outcome.report.reason
+    assert outcome.report.replay_images == 4
+    for key, value in state.tensors.items():
+        assert key.startswith("update.replay") or torch.equal(outcome.state.tensors[key], value), key
+    gentle = of("source", lr=1e-5, **ONLY_ENTROPY)
+    assert not teach(small, teacher, initial_state(small, gentle, teacher), samples(4), NOW).report.discarded
+
+
+def of_one_answer(state: StreamState, name: str) -> StreamState:
+    """With parameters by which a model answers one class with certainty, whatever it sees."""
+    weight, bias = torch.zeros_like(state.tensors[name])
+    return replace(state, tensors=state.tensors | {name: torch.stack([weight, bias + 50])})
+
+
+def test_a_student_that_had_collapsed_goes_on_learning(small):
+    teacher, recipe = TEACHERS["small"], of("source", lr=1.0, **ONLY_ENTROPY)
+    state = of_one_answer(initial_state(small, recipe, teacher), "update.affine")
+    assert not teach(small, teacher, state, samples(4), NOW).report.discarded
+
+
+def test_samples_of_one_class_are_no_collapse(small):
+    """The teacher is as sure as the student becomes that all of them are the same."""
+    teacher, recipe = TEACHERS["small"], of("source", teacher_norm="source", lr=1.0, **ONLY_ENTROPY)
+    state = of_one_answer(initial_state(small, recipe, teacher), "update.teacher.affine")
+    assert not teach(small, teacher, state, samples(4), NOW).report.discarded
+
+
+def test_diversity_is_the_entropy_of_the_mean_answer():
+    assert diversity(torch.zeros(3, 5)) == pytest.approx(1)
+    assert diversity(torch.eye(5)[:4] * 50) == pytest.approx(math.log(4) / math.log(5))
+    assert diversity((torch.eye(5)[:1] * 50).repeat(4, 1)) == pytest.approx(0, abs=1e-6)
 
 
 # Samples.

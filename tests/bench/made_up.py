@@ -10,7 +10,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from normstream.adaptation.bench.command import bench
-from normstream.adaptation.bench.source_model import cifar_resnet10
+from normstream.adaptation.cifar_networks import cifar_resnet10
 
 
 def picture(seed, width=80, height=64):

@@ -65,6 +65,8 @@ def test_a_stream_is_printed_as_the_api_has_it(run, server, arguments, call):
         (("stream", "list"), {"streams": [], "next": None}, []),
         (("stream", "snapshot", "gate-3"), examples.SNAPSHOT, examples.SNAPSHOT),
         (("stream", "snapshots", "gate-3"), {"snapshots": [examples.SNAPSHOT]}, [examples.SNAPSHOT]),
+        (("edge", "list"), {"edges": [examples.EDGE], "next": None}, [examples.EDGE]),
+        (("edge", "show", "gate-3"), examples.EDGE, examples.EDGE),
     ],
 )
 def test_json_is_what_the_api_says(run, server, arguments, answer, printed):
@@ -88,12 +90,31 @@ def test_json_is_what_the_api_says(run, server, arguments, answer, printed):
         (("stream", "list"), {"streams": []}, ["none"]),
         (("stream", "snapshot", "gate-3"), examples.SNAPSHOT, ["snap-7d3f", "168900"]),
         (("stream", "snapshots", "gate-3"), {"snapshots": [examples.SNAPSHOT]}, ["snap-7d3f", "168,900"]),
+        (("edge", "list"), {"edges": [examples.EDGE]}, ["group-north", "alpha_bn", "512", "2026-11-21 08:03:11"]),
+        (("edge", "list"), {"edges": [{**examples.EDGE, "last_seen": None}]}, ["gate-3"]),
+        (("edge", "list"), {"edges": []}, ["none"]),
+        (
+            ("edge", "show", "gate-3"),
+            examples.EDGE,
+            ["samples pending  ", "900 unreliable, 1800 uninformative", "0.875"],
+        ),
+        (("edge", "show", "gate-3"), {**examples.EDGE, "report": None}, ["report  "]),
     ],
 )
 def test_tables_show_what_matters(run, server, arguments, answer, words):
     server.will(say(answer))
     output = succeed(run(*arguments))
     assert [word for word in words if word not in output] == []
+
+
+def test_a_recipe_goes_by_all_its_members(run, server):
+    learn = {"norm": {"name": "adab2n"}, "method": {"name": "er_ace"}, "descent": {"name": "sgd"}, "batch": 10}
+    without = {**learn, "norm": None}
+    server.will(*(say({**examples.STREAM, "recipe": {**examples.RECIPE, "learn": each}}) for each in (learn, without)))
+    lines = [
+        dict(line.split(maxsplit=1) for line in succeed(run("stream", "show", "a")).splitlines()) for _ in range(2)
+    ]
+    assert [each["recipe"].strip() for each in lines] == ["alpha_bn x er_ace x adab2n", "alpha_bn x er_ace"]
 
 
 def test_an_unknown_method_is_a_usage_error_that_names_the_others(run, server):
@@ -127,6 +148,7 @@ def test_a_recipe_that_is_no_json_is_a_usage_error(run, server):
     [
         (("stream", "delete", "gate-3"), "DELETE /v1/streams/gate-3"),
         (("snapshot", "delete", "snap-1"), "DELETE /v1/snapshots/snap-1"),
+        (("edge", "delete", "gate-3"), "DELETE /v1/edges/gate-3"),
     ],
 )
 def test_delete(run, server, arguments, call):
@@ -176,11 +198,12 @@ def test_upload(run, server, tmp_path, options, sid):
     assert server.seen[0].body == b"state"
 
 
+DELETED = "event: deleted\ndata: {}"
 STEP = {"step": 3, "version": 5, "images": 16, "entropy": 0.4123, "drift": {"bn1": 0.25, "layer[0].bn": 1.5}}
 
 
 def test_events_are_followed(run, server):
-    server.will(events(f"id: 1\nevent: step\ndata: {json.dumps(STEP)}", "event: deleted\ndata: {}"))
+    server.will(events(f"id: 1\nevent: step\ndata: {json.dumps(STEP)}", DELETED))
     assert succeed(run("stream", "events", "gate-3", "--last-event-id", "0")).splitlines() == [
         "step  step 3  version 5  images 16  entropy 0.4123  largest drift 1.5 at layer[0].bn",
         "deleted",
@@ -193,7 +216,7 @@ def test_alarms_are_told(run, server):
     alarm = {**step, "restored": True}
     server.will(
         events(f"event: step\ndata: {json.dumps(step)}", f"event: alarm\ndata: {json.dumps(alarm)}"),
-        events("event: deleted\ndata: {}"),
+        events(DELETED),
     )
     assert succeed(run("stream", "events", "gate-3")).splitlines()[:2] == [
         "step  step 3  version 5  entropy_collapse, 7 so far",
@@ -201,8 +224,18 @@ def test_alarms_are_told(run, server):
     ]
 
 
+def test_lessons_are_told(run, server):
+    lesson = {"step": 3, "version": 5, "samples": 10, "loss": 0.53125, "new_classes": ["okapi"], "discarded": None}
+    spoilt = {**lesson, "loss": None, "new_classes": [], "discarded": "non_finite"}
+    server.will(events(*(f"event: learnt\ndata: {json.dumps(each)}" for each in (lesson, spoilt)), DELETED))
+    assert succeed(run("stream", "events", "gate-3")).splitlines()[:2] == [
+        "learnt  step 3  version 5  samples 10  loss 0.5312  new okapi",
+        "learnt  step 3  version 5  samples 10  discarded: non_finite",
+    ]
+
+
 def test_events_are_printed_one_a_line(run, server):
-    server.will(events(f"id: 1\nevent: step\ndata: {json.dumps(STEP)}", "event: deleted\ndata: {}"))
+    server.will(events(f"id: 1\nevent: step\ndata: {json.dumps(STEP)}", DELETED))
     first, last = map(json.loads, succeed(run("stream", "events", "gate-3", "--json")).splitlines())
     assert (first["kind"], first["id"], first["data"]) == ("step", "1", STEP)
     assert last["kind"] == "deleted"

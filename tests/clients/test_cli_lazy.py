@@ -109,6 +109,7 @@ def test_the_installed_commands_are_found():
         "methods",
         "stream",
         "snapshot",
+        "edge",
         "demo",
         "bench",
         "bench continual",

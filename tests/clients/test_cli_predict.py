@@ -31,7 +31,12 @@ def folder(tmp_path):
 def values(probabilities, step=1):
     buffer = io.BytesIO()
     np.save(buffer, np.array(probabilities, np.float32))
-    headers = {"Normstream-Step": str(step), "Normstream-Version": "2", "Normstream-Adapted": "true"}
+    headers = {
+        "Normstream-Step": str(step),
+        "Normstream-Version": "2",
+        "Normstream-Adapted": "true",
+        "Normstream-Samples": f"000000000000000{step}",
+    }
     return Reply(200, buffer.getvalue(), headers)
 
 
@@ -45,9 +50,10 @@ def test_one_row_per_image(run, server, folder, monkeypatch):
     result = run(folder.name)
     assert result.exit_code == 0, result.output
     header, *rows = result.stdout.splitlines()
-    assert header.split() == ["file", "label", "probability", "entropy"]
+    assert header.split() == ["file", "label", "probability", "entropy", "sample"]
     names = ["a.png", "b.JPG", "d[bold].jpeg", "inner/c.webp"]
-    assert [row.split() for row in rows[:4]] == [[f"{folder.name}/{name}", "zebra", "0.930", "0.410"] for name in names]
+    told = ["zebra", "0.930", "0.410", "9f1c2b7a5d3e4f60-0"]
+    assert [row.split() for row in rows[:4]] == [[f"{folder.name}/{name}", *told] for name in names]
     assert rows[4].split() == ["stream", "gate-3:", "adapted", "to", "step", "42,", "version", "44"]
     assert server.seen[0].query == {"adapt": "true", "top_k": "5", "output": "topk"}
 
@@ -81,6 +87,7 @@ def test_probabilities_are_saved(run, server, folder):
         {"class": 0, "label": "class 0", "probability": 0.5},
         {"class": 2, "label": "class 2", "probability": 0.5},
     ]
+    assert last["sample"] == "0000000000000002-0"
     assert last["entropy"] == pytest.approx(math.log(2))
     assert server.seen[0].headers["Accept"] == "application/x-npy"
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from normstream.clients.cli import app
-from normstream.clients.demo import command, plot, report, server, trial
+from normstream.clients.demo import command, picture, plot, report, server, trial
 from normstream.clients.demo.footage import Footage
 from normstream.clients.demo.results import Observation, Results
 from normstream.clients.demo.scene import PHOTOGRAPHS, SIDE, Camera, photograph
@@ -160,7 +160,7 @@ def test_the_tables_begin_empty(view):
     assert "-" in console.file.getvalue()
 
 
-@pytest.mark.parametrize("suffix", command.SUFFIXES)
+@pytest.mark.parametrize("suffix", picture.SUFFIXES)
 def test_the_picture_is_written(tmp_path, footage, results, suffix):
     path = tmp_path / f"demo{suffix}"
     plot.draw(footage, results, path)

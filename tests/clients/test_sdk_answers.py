@@ -7,17 +7,28 @@ import httpx
 import numpy as np
 import pytest
 
-from normstream.clients import ClassScore, Method, Model, NormLayer, Snapshot, Stream, UnexpectedAnswer
+from normstream.clients import (
+    ClassScore,
+    Edge,
+    EdgeReport,
+    Labelling,
+    Method,
+    Model,
+    NormLayer,
+    Snapshot,
+    Stream,
+    StreamLabels,
+    UnexpectedAnswer,
+)
 from normstream.clients.answers import (
     Methods,
     Models,
     StreamPage,
     Update,
-    read,
-    read_body,
     read_prediction,
     read_values,
 )
+from normstream.clients.reading import read, read_body
 
 HEADERS = {"Normstream-Step": "42", "Normstream-Version": "44", "Normstream-Adapted": "true"}
 
@@ -68,6 +79,27 @@ def test_prediction():
     assert (prediction.step, prediction.version, prediction.adapted) == (42, 44, True)
     assert prediction.values is None
     assert not prediction.replayed
+
+
+def test_samples_are_named_where_the_server_keeps_them():
+    image = {**examples.PREDICTION["predictions"][0], "sample": None}
+    kept = read_prediction(httpx.Response(200, json=examples.PREDICTION))
+    assert kept.samples == (kept.predictions[0].sample,) == ("9f1c2b7a5d3e4f60-0",)
+    none = read_prediction(httpx.Response(200, json={**examples.PREDICTION, "predictions": [image]}))
+    assert (none.samples, none.predictions[0].sample) == (None, None)
+    of_an_older_server = httpx.Response(200, content=npy(np.zeros((1, 2))), headers=HEADERS)
+    assert read_values("gate-3", of_an_older_server).samples is None
+
+
+def test_before_the_first_label_there_is_no_accuracy():
+    scores = read(StreamLabels, {**examples.STREAM_SCORES, "scores": examples.NO_SCORES}).scores
+    assert (scores.accuracy, scores.window.accuracy, scores.window.ece, scores.classes) == (None, None, None, ())
+
+
+def test_an_edge_that_never_called():
+    edge = read(Edge, {**examples.EDGE, "last_seen": None, "report": None, "tag": None})
+    assert (edge.last_seen, edge.report) == (None, None)
+    assert read(Edge, {**examples.EDGE, "report": {}}).report == EdgeReport()
 
 
 def test_an_alarm_is_told_with_predictions_of_either_kind():
@@ -123,7 +155,15 @@ def test_broken_values_are_refused(content):
 
 @pytest.mark.parametrize(
     ("kind", "data"),
-    [(Model, examples.MODEL), (Method, examples.METHOD), (Stream, examples.STREAM), (Snapshot, examples.SNAPSHOT)],
+    [
+        (Model, examples.MODEL),
+        (Method, examples.METHOD),
+        (Stream, examples.STREAM),
+        (Snapshot, examples.SNAPSHOT),
+        (Labelling, examples.LABELLING),
+        (StreamLabels, examples.STREAM_SCORES),
+        (Edge, examples.EDGE),
+    ],
 )
 def test_unknown_fields_are_passed_over(kind, data):
     assert read(kind, {**data, "from_the_future": {"a": 1}}) == read(kind, data)

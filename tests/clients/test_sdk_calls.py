@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from normstream.clients import Conflict, ConnectionFailed, InvalidArgument, NotFound, calls
-from normstream.clients.calls import Repeat, settle
+from normstream.clients.call import Repeat, settle
 
 REST = Path(__file__).parents[2] / "docs" / "rest.md"
 REQUEST = httpx.Request("GET", "http://server/v1/models")
@@ -32,6 +32,11 @@ EVERY_CALL = {
     "restore": calls.restore("{id}", "snap"),
     "fork": calls.fork("{id}"),
     "events": calls.events("{id}"),
+    "label": calls.label("{id}", {"9f1c2b7a5d3e4f60-0": "zebra"}),
+    "scores": calls.scores("{id}"),
+    "edges": calls.edges(),
+    "edge": calls.edge("{id}"),
+    "delete_edge": calls.delete_edge("{id}"),
     "ready": calls.ready(),
 }
 
@@ -44,8 +49,9 @@ def body(call):
 def test_every_call_of_the_contract_is_made():
     """`/healthz` is for whoever runs the server, and edges speak for themselves (`normstream.clients.edge`)."""
     documented = set(re.findall(r"`(GET|POST|PUT|DELETE) (/[^`?]*)", REST.read_text()))
-    of_edges = {each for each in documented if each[1].startswith("/v1/edges") or "/package" in each[1]}
-    assert len(of_edges) == 8
+    of_edges = {each for each in documented if each[1].startswith("/v1/edges/{id}/") or "/package" in each[1]}
+    of_edges.add(("POST", "/v1/edges"))
+    assert len(of_edges) == 5
     expected = documented - of_edges - {("GET", "/healthz")}
     assert {(call.method, unquote(call.path)) for call in EVERY_CALL.values()} == expected
 
@@ -89,6 +95,18 @@ def test_predict(images):
     assert re.fullmatch("[0-9a-f]{32}", call.headers["Idempotency-Key"])
 
 
+def test_label():
+    call = calls.label("gate-3", {"9f1c2b7a5d3e4f60-0": "zebra"}, learn=False)
+    assert call.path == "/v1/streams/gate-3/labels"
+    assert call.query == {"learn": "false"}
+    assert body(call) == {"labels": [{"sample": "9f1c2b7a5d3e4f60-0", "label": "zebra"}]}
+    assert re.fullmatch("[0-9a-f]{32}", call.headers["Idempotency-Key"])
+
+
+def test_labels_teach_by_default():
+    assert calls.label("a", {"b": "c"}).query == {"learn": "true"}
+
+
 def test_predict_adapts_by_default():
     assert calls.predict("a", b"x").query == {"adapt": "true", "top_k": "5", "output": "topk"}
 
@@ -112,6 +130,8 @@ def test_a_key_of_ones_own():
 def test_wrong_keys_are_refused(key):
     with pytest.raises(InvalidArgument, match="1 to 255 visible"):
         calls.predict("a", b"x", idempotency_key=key)
+    with pytest.raises(InvalidArgument, match="1 to 255 visible"):
+        calls.label("a", {"b": "c"}, idempotency_key=key)
 
 
 def test_a_wrong_output_is_refused():
@@ -136,6 +156,9 @@ def test_an_id_stays_one_part_of_the_path(name):
         calls.delete_snapshot,
         calls.model,
         calls.fork,
+        calls.scores,
+        calls.edge,
+        lambda name: calls.label(name, {"a": "b"}),
         lambda name: calls.predict(name, b"x"),
     ],
 )

@@ -132,12 +132,67 @@ def test_predict_an_array_to_an_array(client, server):
     buffer = io.BytesIO()
     np.save(buffer, values)
     headers = {"Normstream-Step": "1", "Normstream-Version": "2", "Normstream-Adapted": "false"}
+    headers["Normstream-Samples"] = "9f1c2b7a5d3e4f60"
     server.will(Reply(200, buffer.getvalue(), headers))
     images = np.zeros((2, 3, 4, 4), np.float32)
     prediction = client.predict("gate-3", images, output="probs", adapt=False)
     np.testing.assert_array_equal(prediction.values, values)
     assert (prediction.step, prediction.version, prediction.adapted) == (1, 2, False)
+    assert prediction.samples == ("9f1c2b7a5d3e4f60-0", "9f1c2b7a5d3e4f60-1")
     np.testing.assert_array_equal(np.load(io.BytesIO(server.seen[0].body)), images)
+
+
+def test_labels_of_what_was_predicted(client, server):
+    server.will(say(examples.PREDICTION), say(examples.LABELLING))
+    (sample,) = client.predict("gate-3", [b"jpeg"]).samples
+    answer = client.label("gate-3", {sample: "zebra"})
+    assert (answer.labelled, answer.duplicates, answer.scores.correct) == (4, 1, 9)
+    assert answer.learning.new_classes == ("okapi",)
+    assert server.calls[1] == "POST /v1/streams/gate-3/labels"
+    assert server.seen[1].query == {"learn": "true"}
+    assert server.seen[1].json == {"labels": [{"sample": "9f1c2b7a5d3e4f60-0", "label": "zebra"}]}
+
+
+def test_images_with_their_labels(client, server):
+    server.will(say(examples.LABELLING))
+    client.label_images("gate-3", [b"jpeg", b"other"], ["zebra", 7], learn=False, idempotency_key="day-7")
+    (seen,) = server.seen
+    assert (seen.query, seen.headers["Idempotency-Key"]) == ({"learn": "false"}, "day-7")
+    assert all(part in seen.body for part in (b"jpeg", b"other", b'[{"label": "zebra"}, {"class": 7}]'))
+
+
+def test_scores(client, server):
+    server.will(say(examples.STREAM_SCORES), say({**examples.STREAM_SCORES, "learning": None}))
+    told = client.scores("gate-3")
+    assert (told.scores.accuracy, told.scores.window.ece, told.classes) == (0.75, 0.125, ("zebra", "okapi"))
+    assert (told.learning.lessons, told.learning.steps) == (7, ())
+    assert client.scores("gate-3").learning is None
+    assert server.calls == ["GET /v1/streams/gate-3/labels"] * 2
+
+
+def test_edges_of_all_pages(client, server):
+    pages = [({**examples.EDGE, "id": name}, after) for name, after in [("a", "a"), ("b", None)]]
+    server.will(*(say({"edges": [edge], "next": after}) for edge, after in pages))
+    assert [edge.id for edge in client.edges()] == ["a", "b"]
+    assert [seen.query for seen in server.seen] == [{"limit": "100"}, {"limit": "100", "after": "a"}]
+
+
+def test_an_edge(client, server):
+    server.will(say(examples.EDGE), DROP, problem(404))
+    edge = client.edge("gate-3")
+    assert (edge.samples.pending, edge.report.excluded["unreliable"], edge.last_seen.year) == (32, 900, 2026)
+    assert client.delete_edge("gate-3") is None
+    assert server.calls == ["GET /v1/edges/gate-3", *["DELETE /v1/edges/gate-3"] * 2]
+
+
+@pytest.mark.parametrize("trouble", [problem(503), problem(429), DROP])
+def test_labels_are_sent_again_as_they_were(client, server, trouble):
+    server.will(trouble, say(examples.LABELLING))
+    picture = np.zeros((2, 2, 3), np.uint8)
+    client.label("gate-3", [("9f1c2b7a5d3e4f60-0", "zebra"), (picture, "okapi")])
+    first, second = server.seen
+    assert first == second
+    assert first.headers["Idempotency-Key"]
 
 
 @pytest.mark.parametrize("trouble", [problem(503), problem(502), problem(504), problem(429), DROP])
@@ -337,7 +392,7 @@ def test_the_clients_have_the_same_methods():
 
     sync, asynchronous = signatures(Client), signatures(AsyncClient)
     assert sync == asynchronous
-    assert len(sync) == 21
+    assert len(sync) == 27
 
 
 def test_the_public_names():

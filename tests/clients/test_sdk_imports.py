@@ -6,7 +6,9 @@ import pytest
 FORBIDDEN = ("torch", "pydantic", "fastapi", "normstream.adaptation", "normstream.service")
 
 
-@pytest.mark.parametrize("module", ["normstream.clients", "normstream.clients.cli"])
+@pytest.mark.parametrize(
+    "module", ["normstream.clients", "normstream.clients.cli", "normstream.clients.examples.five_pairs"]
+)
 def test_a_client_loads_nothing_of_the_server(module):
     program = f"import sys, {module}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

@@ -5,7 +5,7 @@ import httpx
 import pytest
 
 from normstream.clients import InvalidArgument, calls
-from normstream.clients.calls import Repeat
+from normstream.clients.call import Repeat
 from normstream.clients.retry import Retry
 
 LONGEST = Retry(retries=3, base_s=1.0, cap_s=3.0, retry_after_cap_s=20.0, uniform=lambda low, high: high)

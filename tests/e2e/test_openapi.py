@@ -37,7 +37,8 @@ FEW = ("alpha_bn", "ema", "tent", "lame")
 def with_few_members(document: dict[str, Any]) -> dict[str, Any]:
     """Of all members every value would be tried at its bounds, for many minutes; test_bad_recipes.py does that."""
     few = deepcopy(document)
-    for slot in few["components"]["schemas"]["Recipe"]["properties"].values():
+    slots = few["components"]["schemas"]["Recipe"]["properties"]
+    for slot in (slots[name] for name in ("norm", "update", "output")):
         choice = slot if "oneOf" in slot else slot["anyOf"][0]
         mapping = {name: ref for name, ref in choice["discriminator"]["mapping"].items() if name in FEW}
         choice["discriminator"]["mapping"] = mapping
@@ -140,7 +141,7 @@ def test_the_endpoints_of_the_document_are_those_of_the_handbook() -> None:
         for method in operations
     }
     assert served == documented
-    assert len(served) == 28
+    assert len(served) == 30
 
 
 def test_problems_are_documented_under_their_own_media_type() -> None:

@@ -21,7 +21,7 @@ def name_of(method: Method) -> str:
 
 
 def recipe(method: Method, **values: Any) -> dict[str, Any]:
-    return {method.slot: {"name": method.name, **values}}
+    return nested(method.slot, {"name": method.name, **values})
 
 
 def refused(api: Api, recipe: Any, *words: str, **fields: Any) -> dict[str, Any]:
@@ -81,17 +81,17 @@ def test_unknown_and_misplaced_values_are_named(api: Api, method: Method) -> Non
         refused(api, recipe(method, guard=5), place)
 
 
-@pytest.mark.parametrize("slot", ["norm", "update", "output"])
+@pytest.mark.parametrize("slot", ["norm", "update", "output", "learn.method", "learn.norm"])
 @pytest.mark.parametrize("member", [{"name": "tint"}, {"name": 5}, {}, 5, "tent", []], ids=str)
 def test_what_is_no_member_of_a_slot_is_refused(api: Api, slot: str, member: Any) -> None:
-    refused(api, {slot: member}, f"body.recipe.{slot}")
+    refused(api, nested(slot, member), f"body.recipe.{slot}")
 
 
 @pytest.mark.parametrize("method", METHODS, ids=name_of)
 def test_a_member_fits_its_own_slot_alone(api: Api, method: Method) -> None:
     for slot in {each.slot for each in METHODS} - {method.slot}:
         there = next(each.name for each in METHODS if each.slot == slot)
-        refused(api, {slot: {"name": method.name}}, f"body.recipe.{slot}", f"'{method.name}'", f"'{there}'")
+        refused(api, nested(slot, {"name": method.name}), f"body.recipe.{slot}", f"'{method.name}'", f"'{there}'")
 
 
 @pytest.mark.parametrize("method", [each for each in METHODS if each.calibration], ids=name_of)
@@ -101,7 +101,8 @@ def test_a_model_that_is_not_calibrated_is_told_with_the_command_to_run(odd: Api
 
 @pytest.mark.parametrize("method", [each for each in METHODS if each.layers], ids=name_of)
 def test_a_model_without_normalisation_layers_is_told(odd: Api, method: Method) -> None:
-    refused(odd, recipe(method), f"'{method.name}' adapts", "no such layer", "'source'", model="plain")
+    instead = "learn.norm: null" if method.slot == "learn.norm" else "'source'"
+    refused(odd, recipe(method), f"'{method.name}' adapts", "no such layer", instead, model="plain")
 
 
 @pytest.mark.parametrize("method", [each for each in METHODS if each.layers == Need.BATCH_NORM.value], ids=name_of)

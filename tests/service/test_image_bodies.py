@@ -153,7 +153,7 @@ def test_outputs_agree_with_each_other(api: Api, stream: str) -> None:
     assert logits.shape == probs.shape == (2, CLASSES)
     np.testing.assert_allclose(probs, softmax(logits), atol=1e-6)
     for image, row in zip(ask(api, stream, top_k=3).json()["predictions"], probs, strict=True):
-        assert set(image) == {"entropy", "top"}
+        assert set(image) == {"sample", "entropy", "top"}
         assert [each["class"] for each in image["top"]] == np.argsort(-row, kind="stable")[:3].tolist()
         assert [each["probability"] for each in image["top"]] == pytest.approx(np.sort(row)[::-1][:3].tolist())
         assert image["entropy"] == pytest.approx(-np.sum(row * np.log(row)), abs=1e-5)
@@ -186,8 +186,10 @@ def test_an_array_is_answered_when_asked_for(api: Api, stream: str, output: str)
 def test_without_adaptation_all_stays(api: Api, stream: str) -> None:
     api.post(f"/v1/streams/{stream}/predict", files={"images": FILES["PNG"]})
     before, state = api.show(stream), api.state(stream)
-    answers = [ask(api, stream).content for _ in range(2)]
+    answers = [ask(api, stream).json() for _ in range(2)]
+    ids = {each.pop("sample") for answer in answers for each in answer["predictions"]}
     assert answers[0] == answers[1]
+    assert len(ids) == 2 * len(answers[0]["predictions"])
     assert api.show(stream) == before
     assert api.state(stream) == state
     assert ask(api, stream, adapt=True).status_code == 200

@@ -1,53 +1,21 @@
-"""The store against a real server: what it keeps, and what it says when something goes wrong."""
+"""The store against a real server: streams, their list, idempotency, snapshots and the states at hand."""
 
 import asyncio
 import os
-import random
-import signal
-import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
 
 import pytest
+from stores import STEP, Traffic, create, increment, snapshot, step
 
 from normstream.service.storage.record_cache import RecordCache
 from normstream.service.storage.records import (
     Conflict,
-    Event,
     Replay,
-    SnapshotRecord,
-    StoreUnavailable,
     StreamExists,
     StreamRecord,
     UnknownSnapshot,
     UnknownStream,
 )
 from normstream.service.storage.redis_link import connect
-
-STEP = Event("step", b'{"step": 1}')
-
-
-async def create(store, stream_id="gate", *, state=b"source", **changes):
-    known = {"model": "lite0", "fingerprint": "sha256:1", "recipe": '{"norm":{"name":"ema"}}'}
-    return await store.create(stream_id, state=state, **{**known, **changes})
-
-
-async def step(store, record, state=b"adapted", **rest):
-    return await store.commit(record, state=state, step=record.step + 1, **rest)
-
-
-async def increment(store, stream_id="gate"):
-    """What a worker does: load, compute, commit, and all over again on a conflict."""
-    while True:
-        record, _ = await store.load(stream_id)
-        with suppress(Conflict):
-            return await step(store, record, state=str(int(record.state) + 1).encode())
-
-
-def snapshot(snapshot_id="snap-1", **changes):
-    known = {"stream": "gate", "model": "lite0", "fingerprint": "sha256:1", "recipe": "{}", "step": 3}
-    return SnapshotRecord(**{"id": snapshot_id, "state": b"kept", "created_at": 1.5, **known, **changes})
-
 
 # Streams
 
@@ -243,126 +211,6 @@ async def test_of_two_with_the_same_key_one_adapts_and_both_know_the_answer(stor
     assert (await worker.load("gate", "key"))[1] == Replay("digest", b"first")
 
 
-# Events
-
-
-async def test_watchers_see_what_comes_and_may_resume(store, worker):
-    record, _ = await create(store)
-    record = await step(store, record, events=[Event("step", b"0")])
-    watcher = await worker.events("gate")
-    for number in (1, 2, 3):
-        record = await step(store, record, events=[Event("step", b"%d" % number)])
-    await step(store, record)
-    first, second = await anext(watcher), await anext(watcher)
-    await watcher.aclose()
-    assert (first.type, first.data, second.data) == ("step", b"1", b"2")
-    resumed = await store.events("gate", after=first.id)
-    assert [(await anext(resumed)).data for _ in range(2)] == [b"2", b"3"]
-    await resumed.aclose()
-
-
-async def test_a_waiting_watcher_is_told_at_once_and_ends_with_deleted(store, worker):
-    await create(store)
-    watcher = await worker.events("gate")
-    waiting = asyncio.ensure_future(anext(watcher))
-    await asyncio.sleep(0.05)
-    await store.delete("gate")
-    async with asyncio.timeout(1):
-        assert (await waiting).type == "deleted"
-    with pytest.raises(StopAsyncIteration):
-        await anext(watcher)
-
-
-async def test_a_watcher_that_was_away_still_gets_deleted(store):
-    record, _ = await create(store)
-    seen = await store.events("gate")
-    record = await step(store, record, events=[STEP])
-    first = await anext(seen)
-    await seen.aclose()
-    await step(store, record, events=[Event("reset", b"{}")])
-    await store.delete("gate")
-    late = [event async for event in await store.events("gate", after=first.id)]
-    assert [event.type for event in late] == ["reset", "deleted"]
-    with pytest.raises(UnknownStream):
-        await store.events("gate")
-    with pytest.raises(UnknownStream):
-        await store.events("gate", after=late[-1].id)
-
-
-async def test_events_of_a_successor_follow_those_of_the_deleted(store, redis_url):
-    await create(store)
-    before = await store.events("gate")
-    await store.delete("gate")
-    record, _ = await create(store)
-    await step(store, record, events=[STEP])
-    ended = [event async for event in before]
-    assert [event.type for event in ended] == ["deleted"]
-    after = await store.events("gate", after=ended[-1].id)
-    assert (await anext(after)).type == "step"
-    await after.aclose()
-    async with connect(redis_url) as redis:
-        assert await redis.ttl(store._keys.events("gate")) == -1
-
-
-async def test_watchers_of_a_stream_that_expires_are_told(make_store):
-    store = make_store(events_poll_s=0.1)
-    await create(store, idle_ttl_s=0.15)
-    events = [event async for event in await store.events("gate")]
-    assert [event.type for event in events] == ["deleted"]
-
-
-async def test_a_commit_tells_all_its_events_in_order_and_its_replay_besides(store, worker):
-    record, _ = await create(store)
-    watcher = await store.events("gate")
-    events = [STEP, Event("alarm", b"{}")]
-    new = await step(store, record, events=events, replay=("key", Replay("d", b"a")))
-    assert [Event(*(await anext(watcher))[1:]) for _ in events] == events
-    assert await worker.load("gate", "key") == (new, Replay("d", b"a"))
-    with pytest.raises(Conflict):
-        await step(worker, record, events=events)
-    await step(store, new, events=[Event("step", b"next")])
-    assert (await anext(watcher)).data == b"next"
-    await watcher.aclose()
-
-
-async def test_old_events_are_dropped(make_store, redis_url):
-    store = make_store(events_kept=10)
-    record, _ = await create(store)
-    for _ in range(130):
-        record = await step(store, record, events=[STEP])
-    async with connect(redis_url) as redis:
-        assert await redis.xlen(store._keys.events("gate")) < 120
-
-
-@pytest.mark.parametrize("after", ["x", "1", "$", "1-", "99999999999999999999-0"])
-async def test_what_is_no_event_id_is_refused(store, after):
-    await create(store)
-    with pytest.raises(ValueError, match="no event id"):
-        await store.events("gate", after=after)
-
-
-async def test_watchers_take_no_connection_from_others_and_leave_none_waiting(make_store, redis_url, eventually):
-    store = make_store(max_connections=1)
-    record, _ = await create(store)
-    watchers = [await store.events("gate") for _ in range(5)]
-    told = [asyncio.ensure_future(anext(watcher)) for watcher in watchers]
-    async with connect(redis_url) as redis:
-
-        async def blocked(count):
-            return (await redis.info("clients"))["blocked_clients"] == count
-
-        await eventually(lambda: blocked(5))
-        await step(store, record, events=[STEP])
-        assert {(await event).type for event in told} == {"step"}
-        await eventually(lambda: blocked(0))
-        told = [asyncio.ensure_future(anext(watcher)) for watcher in watchers]
-        await eventually(lambda: blocked(5))
-        for event in told:
-            event.cancel()
-        await asyncio.gather(*told, return_exceptions=True)
-        await eventually(lambda: blocked(0))
-
-
 # Snapshots
 
 
@@ -412,19 +260,6 @@ async def test_deleted_snapshots_are_gone(store):
 # The states at hand
 
 
-class Traffic:
-    """Counts what the server sends."""
-
-    def __init__(self, redis):
-        self.redis = redis
-        self.seen = 0
-
-    async def since(self):
-        sent = (await self.redis.info("stats"))["total_net_output_bytes"]
-        self.seen, before = sent, self.seen
-        return sent - before
-
-
 async def test_a_state_travels_only_when_it_changed(store, worker, redis_url):
     record, _ = await create(store, state=os.urandom(500_000))
     async with connect(redis_url) as redis:
@@ -457,7 +292,8 @@ def test_the_cache_keeps_the_last_used_within_its_bytes():
     def record(stream_id, size):
         known = dict.fromkeys(("model", "fingerprint", "recipe", "generation"), "")
         times = {"created_at": 0.0, "updated_at": 0.0}
-        return StreamRecord(id=stream_id, version=1, step=0, state=b"x" * size, **known, **times)
+        blobs = {"state": b"x", "learnt": b"x" * (size - 6), "scores": b"x" * 5}
+        return StreamRecord(id=stream_id, version=1, step=0, **blobs, **known, **times)
 
     cache = RecordCache(100)
     for stream_id in "abc":
@@ -473,203 +309,3 @@ def test_the_cache_keeps_the_last_used_within_its_bytes():
     cache.drop("b")
     cache.put(record("huge", 101))
     assert not any(map(cache.get, ["b", "d", "e", "huge"]))
-
-
-# When Redis fails
-
-
-class Line:
-    """A way to Redis. Once armed it delivers the next script call, waits until that is done, and is cut."""
-
-    def __init__(self, redis_url, path):
-        self.upstream, self.path, self.url = redis_url.removeprefix("unix://"), path, f"unix://{path}"
-        self.armed, self.doomed, self.cut = False, False, asyncio.Event()
-        self.calls = set()
-
-    async def __aenter__(self):
-        self.server = await asyncio.start_unix_server(self.carry, self.path)
-        return self
-
-    async def __aexit__(self, *exc_info):
-        self.server.close()
-        for call in self.calls:
-            call.cancel()
-        await asyncio.gather(*self.calls, return_exceptions=True)
-
-    async def carry(self, reader, writer):
-        self.calls.add(asyncio.current_task())
-        redis_reader, redis_writer = await asyncio.open_unix_connection(self.upstream)
-        forth = asyncio.ensure_future(self.forth(reader, redis_writer))
-        try:
-            await self.back(redis_reader, writer)
-        finally:
-            forth.cancel()
-            writer.close()
-            redis_writer.close()
-
-    async def forth(self, reader, redis_writer):
-        while data := await reader.read(1 << 16):
-            self.doomed = self.armed and b"EVALSHA" in data
-            redis_writer.write(data)
-        redis_writer.write_eof()
-
-    async def back(self, redis_reader, writer):
-        while data := await redis_reader.read(1 << 16):
-            if self.doomed:
-                self.armed = self.doomed = False
-                self.cut.set()
-                break
-            writer.write(data)
-
-
-@pytest.fixture
-async def line(redis_url, data) -> AsyncIterator[Line]:
-    async with Line(redis_url, data.with_name("line.sock")) as line:
-        yield line
-
-
-async def test_a_commit_that_landed_but_lost_its_reply_is_a_success(make_store, worker, line):
-    store = make_store(line.url)
-    record = await step(store, (await create(store))[0])
-    line.armed = True
-    new = await step(store, record, b"once", events=[STEP])
-    assert line.cut.is_set()
-    assert (new.version, new.state) == (3, b"once")
-    assert (await worker.load("gate"))[0] == new
-
-
-async def test_even_if_another_worker_committed_before_it_was_sent_again(make_store, worker, line):
-    store = make_store(line.url)
-    record = await step(store, (await create(store, state=b"0"))[0], b"1")
-    line.armed = True
-    committing = asyncio.ensure_future(step(store, record, b"2"))
-    await line.cut.wait()
-    assert (await increment(worker)).state == b"3"
-    assert (await committing).version == 3
-    assert (await store.load("gate"))[0].state == b"3"
-
-
-async def test_a_create_that_lost_its_reply_made_the_stream(make_store, line):
-    store = make_store(line.url)
-    await create(store, "warm-up")
-    line.armed = True
-    assert (await create(store))[1]
-    assert line.cut.is_set()
-
-
-async def test_no_server_is_said_within_a_second(make_store, tmp_path):
-    store = make_store(f"unix://{tmp_path}/none.sock")
-    began = time.monotonic()
-    with pytest.raises(StoreUnavailable, match="No such file"):
-        await create(store)
-    with pytest.raises(StoreUnavailable):
-        await store.check()
-    assert time.monotonic() - began < 2
-
-
-async def test_a_server_that_hangs_is_given_up_within_a_second_and_works_again(make_store, own_redis, eventually):
-    store = make_store(own_redis.url)
-    record, _ = await create(store)
-    async with connect(own_redis.url) as redis:
-        server = (await redis.info("server"))["process_id"]
-    os.kill(server, signal.SIGSTOP)
-    try:
-        began = time.monotonic()
-        calls = [store.load("gate"), step(store, record), store.streams(), store.snapshot("s"), store.events("gate")]
-        outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        assert time.monotonic() - began < 1
-        assert {type(outcome) for outcome in outcomes} == {StoreUnavailable}
-        assert {str(outcome) for outcome in outcomes} == {"Redis did not answer within 0.8 s."}
-    finally:
-        os.kill(server, signal.SIGCONT)
-    loaded, _ = await eventually(lambda: store.load("gate"))
-    await step(store, loaded)
-
-
-async def test_out_of_memory_is_said_and_writes_nothing_by_halves(make_store, own_redis):
-    store = make_store(own_redis.url)
-    record, _ = await create(store)
-    watcher = await store.events("gate")
-    async with connect(own_redis.url) as redis:
-        await redis.config_set("maxmemory", 1)
-        for write in (
-            step(store, record, events=[STEP], replay=("key", Replay("d", b"a"))),
-            create(store, "new"),
-            store.put_snapshot(snapshot()),
-            store.remember(record, "key", Replay("d", b"a")),
-        ):
-            with pytest.raises(StoreUnavailable, match="no memory left"):
-                await write
-        assert await store.load("gate", "key") == (record, None)
-        assert [stream.id for stream in (await store.streams())[0]] == ["gate"]
-        await redis.config_set("maxmemory", 0)
-    await step(store, record, events=[Event("step", b"after")])
-    assert (await anext(watcher)).data == b"after"
-    await watcher.aclose()
-
-
-async def test_streams_can_be_deleted_when_memory_is_out(make_store, own_redis):
-    store = make_store(own_redis.url)
-    await create(store)
-    async with connect(own_redis.url) as redis:
-        await redis.config_set("maxmemory", 1)
-        await store.delete("gate")
-    assert await store.streams() == ([], None)
-
-
-async def test_a_read_only_replica_is_said(make_store, own_redis):
-    store = make_store(own_redis.url)
-    record, _ = await create(store)
-    async with connect(own_redis.url) as redis:
-        await redis.replicaof("127.0.0.1", 1)
-        with pytest.raises(StoreUnavailable, match="read-only replica"):
-            await step(store, record)
-        await redis.replicaof("NO", "ONE")
-    await step(store, record)
-
-
-async def test_check_warns_of_what_could_drop_streams(make_store, own_redis):
-    assert await make_store(own_redis.url).check() == []
-    async with connect(own_redis.url) as redis:
-        await redis.config_set("maxmemory-policy", "volatile-lru")
-        assert "volatile-lru" in (await make_store(own_redis.url).check())[0]
-        await redis.execute_command("ACL SETUSER guest on >word ~* &* +@all -config")
-    guest = make_store(own_redis.url.replace("unix://", "unix://guest:word@"))
-    assert "make sure that it is 'noeviction'" in (await guest.check())[0]
-
-
-async def test_the_record_of_another_stream_is_refused(store, worker, redis_url):
-    await create(store)
-    await store.put_snapshot(snapshot())
-    async with connect(redis_url) as redis:
-        await redis.hset(store._keys.stream("gate"), "id", "other")
-        await redis.hset(store._keys.snapshot("snap-1"), "id", "other")
-    with pytest.raises(StoreUnavailable, match="with that of 'other'"):
-        await worker.load("gate")
-    with pytest.raises(StoreUnavailable, match="with that of 'other'"):
-        await worker.snapshot("snap-1")
-
-
-async def test_a_cancelled_call_never_leaves_its_reply_to_another(make_store):
-    dice = random.Random(5)
-    store = make_store(max_connections=2, cache_bytes=0)
-    states = {f"s{n}": bytes([n]) * 200_000 for n in range(8)}
-    for stream_id, state in states.items():
-        await create(store, stream_id, state=state)
-
-    async def read(stream_id):
-        task = asyncio.ensure_future(store.load(stream_id))
-        await asyncio.sleep(dice.uniform(0, 0.004))
-        if dice.random() < 0.5:
-            task.cancel()
-        with suppress(asyncio.CancelledError):
-            record, _ = await task
-            assert (record.id, record.state) == (stream_id, states[stream_id])
-            return True
-
-    done = []
-    for _ in range(60):
-        done += await asyncio.gather(*map(read, states))
-    assert 60 < done.count(True) < 420
-    in_use = [len(link._redis.connection_pool._in_use_connections) for link in (store._link, store._readers)]
-    assert in_use == [0, 0]

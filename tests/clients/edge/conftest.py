@@ -28,6 +28,12 @@ def convolutions_package(convolutions: HostedModel, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="session")
+def retrained_package(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """The network of `convolutions` with other weights."""
+    return packaged(host(Convolutions, seed=1), tmp_path_factory.mktemp("packages"))
+
+
+@pytest.fixture(scope="session")
 def tokens_package(tokens: HostedModel, tmp_path_factory: pytest.TempPathFactory) -> Package:
     return packaged(tokens, tmp_path_factory.mktemp("packages"))
 

@@ -64,9 +64,9 @@ class Both(nn.Module):
         return self.head(self.third(self.mix(x)).relu().mean((2, 3)))
 
 
-def host(network: type[nn.Module]) -> HostedModel:
+def host(network: type[nn.Module], seed: int = 0) -> HostedModel:
     """A network as after some training: nothing at its neutral value."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     made = network()
     for name, value in made.state_dict().items():
         if name.endswith("running_var"):

@@ -220,8 +220,8 @@ def test_an_update_is_taken_into_use_between_two_steps(server, start, publisher)
     until(lambda: client.status().version == "a.1")
     assert client.step([photo()])[0].version == "a.1"
     assert answers(client, parameters, photo())
-    until(lambda: client.status().counters.updates == 1)
-    assert client.status().applied_ms > 0
+    assert until(lambda: client.status().applied_ms) > 0
+    assert client.status().counters.updates == 1
     assert client.status().age_s >= 0
     parameters = publisher.publish(2, delta=True)
     until(lambda: client.status().version == "a.2")
@@ -263,7 +263,7 @@ def test_no_frame_is_lost_over_many_updates(start, publisher):
     [
         ({"key": "another key"}, "rejected", "signature"),
         ({"edge": "another"}, "rejected", "for the edge another"),
-        ({"fingerprint": "sha256:" + "0" * 64}, "rejected", "for sha256:000"),
+        ({"fingerprint": "sha256:" + "0" * 64}, "rejected", "delete the edge's stream at the server"),
         ({"digest": "sha256:" + "0" * 64}, "rejected", "digest"),
         ({"probe": 0.5}, "rolled_back", "reference images"),
     ],
@@ -284,6 +284,31 @@ def test_an_update_that_is_not_right_changes_nothing(start, server, publisher, c
     assert server.reports[-1]["rolled_back"] == client.status().counters.rolled_back
 
 
+def test_an_update_of_before_is_not_taken_again(start, server, publisher):
+    client = start(options={"top_k": 1000}, uniform=lambda low, high: 0.0)
+    publisher.publish(9)
+    until(lambda: client.status().version == "a.9")
+    old = server.offer
+    parameters = publisher.publish(10)
+    until(lambda: client.status().version == "a.10")
+    until((client._folder.path / "update").exists)
+    server.publish("again", *old[1:])
+    until(lambda: client.status().counters.rejected)
+    assert "version a.9 is older than a.10" in client.status().problem
+    assert answers(client, parameters, photo())
+    client.close()
+    again = start(options={"top_k": 1000}, uniform=lambda low, high: 0.0)
+    until(lambda: again.status().counters.rejected > client.status().counters.rejected)
+    assert answers(again, parameters, photo())
+    server.publish("b.1", *_of_another_stream(publisher))
+    until(lambda: again.status().version == "b.1")
+
+
+def _of_another_stream(publisher: Publisher) -> tuple[bytes, str]:
+    publisher.publish(11, tag="b.1")
+    return publisher.server.offer[1:]
+
+
 def test_an_update_that_is_cut_off_or_unsigned_changes_nothing(start, server, publisher):
     client = start(uniform=lambda low, high: 0.0)
     publisher.publish(1)
@@ -297,6 +322,21 @@ def test_an_update_that_is_cut_off_or_unsigned_changes_nothing(start, server, pu
     until(lambda: client.status().version == "a.1")
 
 
+@pytest.mark.parametrize(("rise", "passes"), [(0.0, 4), (0.15, 8)])
+def test_a_doubtful_update_is_tried_on_more_images(start, package, monkeypatch, rise, passes):
+    client = start()
+    runtime = client._in_use.network
+    entropies = [client.step([photo(i)])[0].entropy for i in range(8)]
+    client._recent = [
+        (crop, before - rise * math.log(7)) for (crop, _), before in zip(client._recent, entropies, strict=True)
+    ]
+    client._updater.recent = lambda: client._recent
+    run, seen = Runtime.logits, []
+    monkeypatch.setattr(Runtime, "logits", lambda self, batch: seen.append(len(batch)) or run(self, batch))
+    client._updater._compare(runtime)
+    assert seen == [1] * passes
+
+
 def test_a_delta_to_a_version_that_is_not_held_makes_the_edge_ask_for_the_whole(start, server, publisher):
     client = start(uniform=lambda low, high: 0.0)
     publisher.publish(1)
@@ -307,6 +347,46 @@ def test_a_delta_to_a_version_that_is_not_held_makes_the_edge_ask_for_the_whole(
     assert client.status().version == "a.1"
     publisher.publish(3)
     until(lambda: client.status().version == "a.3")
+
+
+def test_other_weights_under_the_same_name_are_fetched_and_run(start, server, publisher, retrained_package, tmp_path):
+    client = start(options={"top_k": 1000}, uniform=lambda low, high: 0.0)
+    publisher.publish(1)
+    until(lambda: client.status().version == "a.1")
+    client.step([photo()])
+    server.package = retrained_package.folder  # the server was started with another checkpoint
+    successor = Publisher(server, retrained_package)
+    parameters = successor.publish(2, probe=0.5)
+    until(lambda: client.status().counters.rolled_back)
+    assert client.step([photo()])[0].version == "a.1"  # until an update of the new weights is good
+    assert client.status().fingerprint == publisher.package.manifest.fingerprint
+    parameters = successor.publish(3)
+    until(lambda: client.status().version == "a.3")
+    assert answers(client, parameters, photo())
+    assert client.status().fingerprint == retrained_package.manifest.fingerprint
+    until(lambda: client.status().problem is None)
+    parameters = successor.publish(4, delta=True)
+    until(lambda: client.status().version == "a.4")
+    until(lambda: Folder(tmp_path / "edge").update()[0].partition(b"\n")[0].count(b'"a.4"'))
+    client.close()
+    server.away = True
+    again = start(options={"top_k": 1000, "first_contact_s": 0.0})
+    assert answers(again, parameters, photo())
+
+
+def test_other_weights_that_cannot_be_fetched_yet_are_told(start, server, publisher, retrained_package, monkeypatch):
+    client = start(uniform=lambda low, high: 0.0)
+    whole, file = server.package, Cloud.file
+    monkeypatch.setattr(Cloud, "file", lambda *_: problem(503, "the package is being made"))
+    server.package = retrained_package.folder
+    Publisher(server, retrained_package).publish(1)
+    until(lambda: "cannot be fetched now" in (client.status().problem or ""))
+    assert retrained_package.manifest.fingerprint in client.status().problem
+    assert whole.name in client.status().problem
+    assert client.step([photo()])[0].version is None
+    monkeypatch.setattr(Cloud, "file", file)
+    until(lambda: client.status().version == "a.1")
+    assert client.package.manifest.fingerprint == retrained_package.manifest.fingerprint
 
 
 def test_an_update_that_makes_the_edge_unsure_is_rolled_back(start, publisher, package):
@@ -446,6 +526,44 @@ def test_the_edge_adapts_by_itself_too(start, publisher, method):
     assert client.step(images)[0].version == "a.1"
 
 
+def test_what_the_edge_has_seen_is_kept_over_a_restart(start, publisher, tmp_path, convolutions_package):
+    client = start(options={"local": EMA(0.1, 0.5)})
+    client.step([photo(i) for i in range(4)])
+    publisher.publish(1)
+    until(lambda: client.status().version == "a.1")
+    client.step([photo(9)])
+    running = client._in_use.statistics
+    client.close()
+    again = start(options={"local": EMA(0.1, 0.5)})
+    assert again.status().version == "a.1"
+    for name in ("mean", "var"):
+        np.testing.assert_array_equal(getattr(again._in_use.statistics, name), getattr(running, name))
+    again.close()
+    content = (tmp_path / "edge/statistics").read_bytes()
+    assert len(content) < 2**20
+    for damaged in (b"", content[:-40], b"rubbish", running.packed(convolutions_package)[:200]):
+        (tmp_path / "edge/statistics").write_bytes(damaged)
+        anew = start(options={"local": EMA(0.1, 0.5)})
+        assert not np.array_equal(anew._in_use.statistics.mean, running.mean)
+        assert anew.step([photo()])
+        anew.close()
+
+
+def test_what_the_edge_has_seen_is_written_now_and_then(start, tmp_path):
+    client = start(options={"local": EMA()})
+    path = tmp_path / "edge/statistics"
+    for _ in range(3):
+        client.step([photo()])
+        client._write()
+    assert not path.exists()
+    client._diary.statistics_at -= 61
+    client._write()
+    first = path.read_bytes()
+    client.step([photo()])
+    client._write()
+    assert path.read_bytes() == first
+
+
 def test_a_full_disk_ends_nothing(start, tmp_path, monkeypatch):
     client = start()
 
@@ -453,9 +571,9 @@ def test_a_full_disk_ends_nothing(start, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Folder, "_write", full)
-    client._written_at = -math.inf
+    client._diary.written_at = -math.inf
     assert client.step([photo()])
-    until(lambda: client._written_at > 0)
+    until(lambda: client._diary.written_at > 0)
     assert client.step([photo()])
 
 

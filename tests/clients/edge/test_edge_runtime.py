@@ -1,4 +1,5 @@
 import gc
+import json
 import threading
 
 import numpy as np
@@ -12,7 +13,7 @@ from normstream.adaptation.models import ModelSpec, load_model
 from normstream.adaptation.norm.alpha_bn import AlphaBN as Served
 from normstream.adaptation.reference import reference_logits
 from normstream.clients.edge.errors import BadPackage, ProbeFailed
-from normstream.clients.edge.local import EMA, AlphaBN, LocalRuntime
+from normstream.clients.edge.local import EMA, AlphaBN, LocalRuntime, Running
 from normstream.clients.edge.package import Package
 from normstream.clients.edge.preprocessing import normalise
 from normstream.clients.edge.runtime import Runtime
@@ -201,6 +202,30 @@ def test_updated_parameters_keep_what_the_edge_has_learnt(convolutions_package):
     for batch in batches(convolutions_package):
         local.logits(batch)
     assert local.updated(moved(convolutions_package)).running is local.running
+
+
+def test_kept_statistics_are_read_only_where_they_fit(convolutions_package, retrained_package):
+    local = LocalRuntime(convolutions_package, method=EMA(momentum=0.3))
+    local.logits(batches(convolutions_package)[0])
+    content = local.running.packed(convolutions_package)
+    read = Running.unpacked(content, convolutions_package)
+    np.testing.assert_array_equal(read.mean, local.running.mean)
+    np.testing.assert_array_equal(read.var, local.running.var)
+    with pytest.raises(BadPackage, match="of the weights"):
+        Running.unpacked(content, retrained_package)
+    mean, var = local.running.mean, local.running.var
+    wrong = {
+        "does not fit": Running(mean[:-1], var[:-1]),
+        "mean .* does not fit": Running(mean.astype(np.float64), var),
+        "var .* does not fit": Running(mean, np.full_like(var, np.nan)),
+        "negative": Running(mean, var - 10),
+    }
+    for words, running in wrong.items():
+        with pytest.raises(BadPackage, match=words):
+            Running.unpacked(running.packed(convolutions_package), convolutions_package)
+    for damaged in (b"", content[:-40], content[:200], b"rubbish", json.dumps({"mean": 1}).encode()):
+        with pytest.raises(BadPackage, match="cannot be read"):
+            Running.unpacked(damaged, convolutions_package)
 
 
 def test_a_model_without_batch_norms_has_no_statistics(tokens_package):

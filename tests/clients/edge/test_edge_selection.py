@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from normstream.clients.edge.selection import Criteria, Reason, Selector, select, upper_bound
+from normstream.clients.edge import selection
+from normstream.clients.edge.prediction import Likelihoods
+from normstream.clients.edge.selection import Criteria, Reason, Selector, upper_bound
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "cema_edge_exclusion.npz"
 
@@ -15,6 +17,10 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "cema_edge_exclusion.npz"
 def batches(number=4, size=16, classes=10, seed=0, scale=3.0):
     generator = np.random.default_rng(seed)
     return [(scale * generator.standard_normal((size, classes))).astype(np.float32) for _ in range(number)]
+
+
+def select(logits, selector, criteria):
+    return selection.select(Likelihoods.of(logits), selector, criteria)
 
 
 def kept(verdicts):

@@ -1,0 +1,61 @@
+"""The version of the parameters that an edge predicts with."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+from normstream.clients.edge.errors import BadPackage
+from normstream.clients.edge.folder import Folder
+from normstream.clients.edge.local import LocalRuntime, Running
+from normstream.clients.edge.options import Options
+from normstream.clients.edge.package import Package, Parameters
+from normstream.clients.edge.runtime import Runtime
+from normstream.clients.edge.update import Update
+from normstream.clients.edge.updates import Network
+
+logger = logging.getLogger(__name__)
+
+
+class InUse(NamedTuple):
+    """A network and the update that it was made of; None with the parameters that the model came with."""
+
+    network: Network
+    update: Update | None
+
+    @property
+    def package(self) -> Package:
+        """The model."""
+        return self.network.package
+
+    @property
+    def version(self) -> str | None:
+        """Names the parameters."""
+        return self.update.tag if self.update else None
+
+    @property
+    def statistics(self) -> Running | None:
+        """What it has seen, where that changes its answers."""
+        return self.network.running if isinstance(self.network, LocalRuntime) else None
+
+    def resume(self, folder: Folder) -> None:
+        """Go on with the running statistics of the folder, if it keeps such and they fit."""
+        content = folder.statistics()
+        if isinstance(self.network, LocalRuntime) and self.network.running is not None and content is not None:
+            try:
+                self.network.running = Running.unpacked(content, self.package)
+            except BadPackage as error:
+                logger.warning("they begin anew: %s", error)
+
+    def replaced(self, network: Network, update: Update) -> InUse:
+        """Return what follows; what the edge has seen while the update was tried is not lost."""
+        if isinstance(network, LocalRuntime) and network.package is self.package:
+            network.running = self.statistics
+        return InUse(network, update)
+
+
+def network(package: Package, options: Options, parameters: Parameters | None = None) -> Network:
+    """Make the network that these options ask for; left out, the parameters are those of training."""
+    if options.local is None:
+        return Runtime(package, parameters, threads=options.threads)
+    return LocalRuntime(package, parameters, options.local, threads=options.threads)

@@ -1,0 +1,368 @@
+"""Streams that learn from labels while they are served: alone, beside others, and with all that adapts at test time."""
+
+import gc
+import weakref
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from pairs import coloured
+from small_net import SIZE, host_small, host_tokens, images
+from torch.nn.functional import linear
+
+from normstream.adaptation import (
+    PRESETS,
+    NoClassYet,
+    Recipe,
+    Request,
+    admit,
+    decode,
+    decode_learnt,
+    encode,
+    encode_learnt,
+    initial_state,
+    learn,
+    names_of,
+    step,
+)
+from normstream.adaptation.continual import Learner
+from normstream.adaptation.state import initial_slots, model_of
+from normstream.adaptation.tensor_slots import slot
+
+PAIRS = [["red", "green"] * 3, ["blue", "grey"] * 3]
+HOSTS = {"small": host_small(), "tokens": host_tokens()}
+REPLAY = {"keep": "images", "encoding": "png", "capacity": 20, "batch": 6}
+HEAD, ALL, NEW = {"learns": "head", "norm": None}, {"learns": "all"}, {"head": "new"}
+BN, DERPP = {"norm": {"name": "bn"}}, {"method": {"name": "derpp"}}
+ROTTA = {"name": "rotta", "capacity": 8, "update_every": 4}
+COTTA = {"name": "cotta", "views": 2}
+
+
+def of(learning, norm=None, update=None, output=None):
+    """A recipe that learns from labels, with members by name or by name and parameters."""
+    slots = {"norm": norm, "update": update, "output": output}
+    chosen = {name: {"name": it} if isinstance(it, str) else it for name, it in slots.items() if it}
+    return Recipe.parse(chosen | {"learn": {"replay": REPLAY} | learning})
+
+
+# Whose network is the hosted one but for norm layers and head.
+SHARED = {
+    "affine, adab2n": of({}),
+    "affine, null": of({"norm": None}),
+    "affine, bn, derpp": of(BN | DERPP),
+    "head, adab2n": of({"learns": "head"}, "unmix_tns"),
+    "head, features": of(HEAD | {"replay": {"keep": "features", "capacity": 20, "batch": 6}}),
+    "ema x prior": of(DERPP, "ema", None, "prior"),
+    "iabn x t3a": of(BN, "iabn", None, "t3a"),
+    "n_prior x shift": of({}, "n_prior", None, "shift"),
+    "tbr x lame": of({}, "tbr", None, "lame"),
+    "ema x tent": of(HEAD, "ema", "tent"),
+    "bn1 x eata x shift": of(HEAD | BN, "bn1", "eata", "shift"),
+    "alpha_bn x rotta x prior": of(HEAD, "alpha_bn", ROTTA, "prior"),
+    "unmix_tns x cotta x t3a": of(HEAD | DERPP, "unmix_tns", COTTA, "t3a"),
+    "source x sar": of({"learns": "head"}, None, "sar"),
+    "bn1 x roid": of(HEAD, "bn1", "roid"),
+    "source x eta": of(HEAD, None, "eta"),
+    "tbr x deyo": of(HEAD, "tbr", "deyo"),
+    "alpha_bn x core": of(HEAD, "alpha_bn", "core"),
+}
+ALONE = {
+    "all, adab2n x t3a": of(ALL, None, None, "t3a"),
+    "all, null": of(ALL | {"norm": None}),
+    "gn x prior": of({"norm": {"name": "gn", "groups": 2}}, None, None, "prior"),
+    "cn x lame": of({"norm": {"name": "cn", "groups": 2}}, None, None, "lame"),
+}
+TOKENS = {
+    "affine": of({"norm": None}),
+    "ln_align x t3a": of({"norm": None}, "ln_align", None, "t3a"),
+    "sar": of(HEAD, None, "sar"),
+    "ln_align x tent x shift": of(HEAD, "ln_align", "tent", "shift"),
+    "all": of(ALL | {"norm": None}),
+}
+CASES = [("small", recipe) for recipe in (SHARED | ALONE).values()] + [("tokens", recipe) for recipe in TOKENS.values()]
+NAMES = [f"small-{name}" for name in SHARED | ALONE] + [f"tokens-{name}" for name in TOKENS]
+every_recipe = pytest.mark.parametrize(("host", "recipe"), CASES, ids=NAMES)
+
+
+def anew(recipe):
+    """The recipe with a head that begins without classes."""
+    return recipe.model_copy(update={"learn": recipe.learn.model_copy(update=NEW)})
+
+
+def unlearning(recipe):
+    """The recipe without learning."""
+    return recipe.model_copy(update={"learn": None})
+
+
+def taught(hosted, state, pair=0, lessons=2, seed=0):
+    """The state after lessons on a pair of colours."""
+    for number in range(lessons):
+        state = learn(hosted, state, coloured(PAIRS[pair], 10 * seed + number), PAIRS[pair]).state
+    return state
+
+
+def walk(hosted, state, seed):
+    """Both at once, as a stream does: a lesson, a batch, a lesson with new classes, a batch. State and answers."""
+    answers = []
+    for pair in (0, 1):
+        state = taught(hosted, state, pair, 1, seed + pair)
+        (result,) = step(hosted, [Request(state, images(2 + pair, seed=seed + pair))])
+        state = result.state
+        answers.append(result.logits)
+    return state, answers
+
+
+def close(one, other):
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def all_of(state):
+    return state.tensors | ({} if state.learnt is None else state.learnt.tensors)
+
+
+def close_states(one, other):
+    assert one.step == other.step
+    assert all_of(one).keys() == all_of(other).keys()
+    for name, value in all_of(one).items():
+        close(all_of(other)[name], value)
+
+
+def same(one, other):
+    mine, its = all_of(one), all_of(other)
+    return mine.keys() == its.keys() and all(torch.equal(mine[name], its[name]) for name in mine)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_many_streams_in_one_batch_equal_each_alone(host):
+    """Two of each recipe that learns, one with a head of its own from the start, and their like that do not learn."""
+    hosted = HOSTS[host]
+    recipes = [recipe for place, recipe in CASES if place == host]
+    recipes = [*recipes, *map(anew, recipes), *map(unlearning, recipes), PRESETS["source"]]
+    states, alone = [], []
+    for seed, recipe in enumerate(recipes):
+        state = initial_state(hosted, recipe)
+        states.append(state if recipe.learn is None else taught(hosted, state, seed=seed))
+    alone, together = list(states), list(states)
+    for turn in range(2):
+        batches = [images(1 + seed % 3, seed=10 * seed + turn) for seed in range(len(recipes))]
+        results = step(hosted, [Request(*each) for each in zip(together, batches, strict=True)])
+        together = [result.state for result in results]
+        for place, (state, batch, result) in enumerate(zip(alone, batches, results, strict=True)):
+            (own,) = step(hosted, [Request(state, batch)])
+            close(result.logits, own.logits)
+            close(result.features, own.features)
+            close_states(result.state, own.state)
+            alone[place] = own.state
+
+
+@pytest.mark.parametrize(
+    ("host", "recipe"), [case for case, name in zip(CASES, NAMES, strict=True) if "gn" not in name and "cn" not in name]
+)
+def test_a_stream_that_has_learnt_nothing_answers_as_one_that_does_not_learn(host, recipe):
+    hosted = HOSTS[host]
+    learning, plain = initial_state(hosted, recipe), initial_state(hosted, unlearning(recipe))
+    for seed in range(2):
+        results = [step(hosted, [Request(state, images(3, seed=seed))])[0] for state in (learning, plain)]
+        learning, plain = (result.state for result in results)
+        close(results[0].logits, results[1].logits)
+        for name, value in plain.tensors.items():
+            close(learning.tensors[name], value)
+
+
+@every_recipe
+def test_what_was_learnt_is_served_as_its_learner_predicts(host, recipe):
+    hosted = HOSTS[host]
+    state = taught(hosted, initial_state(hosted, recipe))
+    pixels = coloured(["red", "blue", "grey"])
+    frames = torch.from_numpy(hosted.preprocessing.normalise(pixels)).permute(0, 3, 1, 2)
+    plain = replace(state, recipe=Recipe(learn=recipe.learn), tensors={})
+    (result,) = step(hosted, [Request(plain, frames, adapt=False)])
+    learner = Learner(hosted, recipe.learn)
+    close(result.logits, learner.predict(state.learnt.tensors, pixels))
+    assert names_of(hosted, state) == learner.names(state.learnt.tensors) == ("0", "1", "2", "3", "4", "red", "green")
+    head = slot(state.learnt.tensors, "head")
+    close(linear(result.features, head["weight"], head["bias"]), result.logits)
+
+
+@every_recipe
+def test_a_reload_continues_exactly(host, recipe):
+    hosted = HOSTS[host]
+    half, _ = walk(hosted, initial_state(hosted, recipe), 0)
+    whole = admit(decode(encode(half)), hosted, recipe)
+    apart = replace(decode(encode(replace(half, learnt=None))), learnt=decode_learnt(encode_learnt(half)))
+    assert same(half, whole)
+    assert encode(whole) == encode(half) == encode(apart)
+    expected, answers = walk(hosted, half, 5)
+    for reloaded in (whole, apart):
+        state, again = walk(hosted, reloaded, 5)
+        assert same(state, expected)
+        assert all(map(torch.equal, again, answers))
+
+
+@every_recipe
+def test_a_new_stream_is_what_it_was_before_others_learnt(host, recipe):
+    hosted = HOSTS[host]
+    first = initial_state(hosted, recipe)
+    weights = {name: value.clone() for name, value in hosted.network.state_dict().items()}
+    given = {name: value.clone() for name, value in all_of(first).items()}
+    (before,) = step(hosted, [Request(first, images(2))])
+    walk(hosted, first, 0)
+    again = initial_state(hosted, recipe)
+    (after,) = step(hosted, [Request(again, images(2))])
+    assert same(again, first)
+    assert torch.equal(before.logits, after.logits)
+    assert all(torch.equal(first_value, given[name]) for name, first_value in all_of(first).items())
+    assert all(torch.equal(value, weights[name]) for name, value in hosted.network.state_dict().items())
+
+
+@every_recipe
+def test_new_classes_restart_only_what_no_longer_fits(host, recipe):
+    hosted = HOSTS[host]
+    (result,) = step(hosted, [Request(taught(hosted, initial_state(hosted, recipe)), images(3))])
+    state = result.state
+    assert taught(hosted, state, 0, 1).tensors is state.tensors
+    grown = taught(hosted, state, 1, 1)
+    assert grown.step == state.step == 1
+    fresh = initial_slots(hosted, recipe, grown.learnt)
+    for name in ("norm", "update", "output"):
+        before, after, new = (slot(tensors, name) for tensors in (state.tensors, grown.tensors, fresh))
+        fits = all(value.shape == new[key].shape for key, value in before.items())
+        assert fits or name != "norm"
+        assert all(torch.equal(after[key], value) for key, value in (before if fits else new).items())
+    admit(grown, hosted)  # What there is fits what was learnt.
+
+
+@every_recipe
+@pytest.mark.parametrize("poison", [float("nan"), 1e30])
+def test_poison_stays_in_its_own_stream(host, recipe, poison):
+    hosted = HOSTS[host]
+    state = taught(hosted, initial_state(hosted, recipe))
+    clean = [Request(state, images(2)), Request(initial_state(hosted, unlearning(recipe)), images(2, seed=1))]
+    poisoned = Request(taught(hosted, initial_state(hosted, recipe), 1), torch.full((2, *SIZE), poison))
+    alone = [step(hosted, [request])[0] for request in clean]
+    for result, own in zip(step(hosted, [clean[0], poisoned, clean[1]])[::2], alone, strict=True):
+        close(result.logits, own.logits)
+        close_states(result.state, own.state)
+
+
+@every_recipe
+def test_a_stream_without_classes_cannot_answer(host, recipe):
+    hosted = HOSTS[host]
+    state = initial_state(hosted, anew(recipe))
+    assert names_of(hosted, state) == ()
+    with pytest.raises(NoClassYet, match="learn from labelled images first"):
+        step(hosted, [Request(state, images(1))])
+    assert same(admit(decode(encode(state)), hosted, state.recipe), state)
+    one = learn(hosted, state, coloured(["red"]), ["red"]).state
+    assert names_of(hosted, one) == ("red",)
+    (result,) = step(hosted, [Request(one, images(3))])
+    assert result.logits.isfinite().all()
+    state, answers = walk(hosted, state, 0)
+    assert [each.shape[1] for each in answers] == [2, 4]
+    assert names_of(hosted, state) == ("red", "green", "blue", "grey")
+
+
+@pytest.mark.parametrize("recipe", [SHARED["ema x prior"], ALONE["all, null"]], ids=["shared", "alone"])
+def test_the_model_as_learnt_is_made_once_and_goes_with_what_was_learnt(recipe):
+    state = taught(HOSTS["small"], initial_state(HOSTS["small"], recipe))
+    model = model_of(HOSTS["small"], state)
+    assert model_of(HOSTS["small"], replace(state, step=7)) is model
+    assert model.network is HOSTS["small"].network
+    left = weakref.ref(model)
+    del state, model
+    gc.collect()
+    assert left() is None
+
+
+def test_learning_helps_who_is_served():
+    hosted, recipe = HOSTS["small"], of(NEW | {"descent": {"lr": 0.1}}, "ema")
+    state = taught(hosted, initial_state(hosted, recipe), lessons=30)
+    frames = torch.from_numpy(hosted.preprocessing.normalise(coloured(PAIRS[0], 99))).permute(0, 3, 1, 2)
+    (result,) = step(hosted, [Request(state, frames)])
+    assert [state.learnt.names[index] for index in result.logits.argmax(1)] == PAIRS[0]
+    assert (state.learnt.lessons, state.learnt.kept) == (30, 20)
+    assert 0 < state.learnt.kept_bytes < state.learnt.bytes < state.bytes
+
+
+def test_a_lesson_from_features_is_that_from_their_images():
+    hosted, recipe = HOSTS["small"], SHARED["head, features"]
+    state, pixels = initial_state(hosted, recipe), coloured(PAIRS[0])
+    frames = torch.from_numpy(hosted.preprocessing.normalise(pixels)).permute(0, 3, 1, 2)
+    (result,) = step(hosted, [Request(state, frames)])
+    close_states(
+        learn(hosted, state, result.features.numpy(), PAIRS[0]).state, learn(hosted, state, pixels, PAIRS[0]).state
+    )
+
+
+def test_a_lesson_that_would_not_be_finite_is_discarded():
+    hosted, recipe = HOSTS["small"], of({"norm": None, "descent": {"lr": 10}})
+    state = initial_state(hosted, recipe)
+    for turn in range(60):
+        outcome = learn(hosted, state, coloured(PAIRS[0], turn), PAIRS[0])
+        if outcome.report.discarded:
+            assert outcome.state is state
+            assert outcome.report.steps == state.learnt.lessons
+            return
+        state = outcome.state
+    pytest.fail("no lesson was too much")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "examples", "labels", "message"),
+    [
+        (PRESETS["ema"], coloured(["red"]), ["red"], "learns nothing from labels"),
+        (of({"batch": 2}), coloured(["red"] * 3), ["red"] * 3, "at most 2 samples, and there are 3"),
+        (of({}), coloured(["red"]), ["red", "green"], "2 labels are given for 1 examples"),
+        (of({}), np.zeros((1, 10), np.float32), ["red"], r"expected uint8 \[B, 16, 16, 3\] with"),
+        (of(HEAD | {"replay": {}}), np.zeros((1, 9), np.float32), ["red"], r"or float32 \[B, 10\]"),
+        (of({"max_new_classes": 0}), coloured(["red"]), ["red"], "max_new_classes is 0"),
+    ],
+)
+def test_what_cannot_be_learnt_is_refused(recipe, examples, labels, message):
+    with pytest.raises(ValueError, match=message):
+        learn(HOSTS["small"], initial_state(HOSTS["small"], recipe), examples, labels)
+
+
+def test_a_state_of_another_model_is_refused():
+    state, other = initial_state(HOSTS["small"], of({})), host_small(seed=1)
+    with pytest.raises(ValueError, match="belongs to model 'small'"):
+        learn(other, state, coloured(["red"]), ["red"])
+    with pytest.raises(ValueError, match="what was learnt is of model"):
+        step(other, [Request(replace(state, fingerprint=other.fingerprint), images(1))])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({"update": {"name": "cema"}, "learn": {}}, ["'cema'", "leave one of the two out"]),
+        ({"update": {"name": "tent"}, "learn": {}}, ["'tent'", "learns: affine", "use learns: head"]),
+        ({"norm": {"name": "ema"}, "learn": {"learns": "all"}}, ["network of the stream's own", "leave them out"]),
+        ({"update": {"name": "tent"}, "learn": {"learns": "head", "norm": {"name": "gn"}}}, ["leave them out"]),
+        ({"learn": {"unlabelled": "features"}}, ["learns: head and norm: null"]),
+        ({"learn": {"unlabelled": "features", **HEAD, "replay": {"keep": "images"}}}, ["replay.keep"]),
+        ({"learn": {"batch": 513}}, ["batch", "513", "less than or equal to 512"]),
+    ],
+)
+def test_what_does_not_go_together_is_refused_with_the_remedy(recipe, words):
+    with pytest.raises(ValueError, match=r".") as caught:
+        Recipe.parse(recipe)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", [*SHARED.values(), *ALONE.values(), *(PRESETS[name] for name in ("er_ace", "gn"))])
+def test_a_recipe_that_learns_is_a_value(recipe):
+    """A null norm is a choice, and not left out as an empty slot is."""
+    assert Recipe.parse(recipe.canonical()) == recipe
+    assert Recipe.parse(recipe.model_dump(mode="json", exclude_none=True)) == recipe
+    assert ('"learn":' in recipe.canonical(), '"learn":' in unlearning(recipe).canonical()) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("slot_of", "name"),
+    [("method", "er_ace"), ("method", "derpp"), *(("norm", name) for name in ("adab2n", "bn", "cn", "gn"))],
+)
+def test_presets_that_learn_keep_images(slot_of, name):
+    learning = PRESETS[name].learn
+    assert getattr(learning, slot_of).name == name
+    assert (learning.replay.keep, learning.unlabelled, learning.head) == ("images", "images", "trained")
