@@ -1,1 +1,1 @@
-"""The REST API, one file for each noun of it. Routes translate; `streams`, `predicting`, `labelling` and `edges` decide."""
+"""The REST API, one file for each noun of it. Routes translate; the use cases beside this folder decide."""

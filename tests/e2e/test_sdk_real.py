@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from normstream.clients import AsyncClient, Client, Conflict, InvalidInput, NotFound, Prediction
 from normstream.clients.cli import app
 
-ELSEWHERE = {"label", "label_images", "scores", "edges", "edge", "delete_edge"}  # test_sdk_labels_real.py, test_sdk_edges.py
+# The calls of test_sdk_labels_real.py and test_sdk_edges.py.
+ELSEWHERE = {"label", "label_images", "scores", "edges", "edge", "delete_edge"}
 SCENES = np.random.default_rng(4).integers(0, 256, (3, 60, 80, 3), dtype=np.uint8)
 
 
