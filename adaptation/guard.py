@@ -56,7 +56,9 @@ class Guard(Frozen):
         """One stream's answers [B, classes] into its figures, and what they say."""
         if not finite(probs):
             return Alarm.NON_FINITE, memory
-        scale = math.log(max(probs.shape[1], 2))
+        if probs.shape[1] == 1:  # It is all there is to answer.
+            return Alarm.NONE, memory
+        scale = math.log(probs.shape[1])
         weight = 1 - (1 - self.momentum) ** len(probs)
         entropy = torch.lerp(memory["entropy"], torch.special.entr(probs).sum(1).mean() / scale, weight)
         mean_answer = torch.lerp(memory["mean_answer"], probs.mean(0), weight)

@@ -47,6 +47,7 @@ class Learnt:
         return sum(value.nbytes for value in self.tensors.values())
 
     def to(self, device: torch.device) -> "Learnt":
-        """The same, its parameters and statistics on a device."""
+        """The same, its parameters and statistics on a device; itself where they are there."""
         moved = {name: value if name.startswith(_ON_CPU) else value.to(device) for name, value in self.tensors.items()}
-        return replace(self, tensors=moved)
+        here = all(value is self.tensors[name] for name, value in moved.items())
+        return self if here else replace(self, tensors=moved)

@@ -43,6 +43,7 @@ class LearntModel(HostedModel):
         if not learnt.names:
             raise NoClassYet("no class is known yet: learn from labelled images first")
         vars(self).update(vars(hosted))  # All but what follows is the model's own.
+        self.hosted_layers = hosted.layers
         tensors = learnt.tensors
         self.classes = len(learnt.names)
         self.classifier = _linear(tensors[HEAD_WEIGHT], tensors[HEAD_BIAS])
@@ -71,7 +72,7 @@ _MODELS: WeakKeyDictionary[Learnt, LearntModel] = WeakKeyDictionary()
 
 
 def learnt_model(hosted: HostedModel, learnt: Learnt) -> LearntModel:
-    """The model as a stream has learnt it, made once for as long as the stream's `learnt` is there.
+    """The model as a stream has learnt it, made once for as long as `learnt` and the model's calibration are there.
 
     Raises:
         NoClassYet: when there is no class to tell.
@@ -82,7 +83,7 @@ def learnt_model(hosted: HostedModel, learnt: Learnt) -> LearntModel:
             f"what was learnt is of model {learnt.fingerprint}, not of {hosted.name!r} ({hosted.fingerprint})"
         )
     model = _MODELS.get(learnt)
-    if model is None or model.network is not hosted.network:
+    if model is None or model.hosted_layers is not hosted.layers:  # Which a calibration replaces.
         model = _MODELS[learnt] = LearntModel(hosted, learnt)
     return model
 

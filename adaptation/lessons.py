@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from .codec import StateError
 from .continual.learner import LearningReport
-from .continual.pixels import Examples
+from .continual.pixels import DamagedImageError, Examples
 from .hosting import HostedModel
 from .learnt_model import learner_of
 from .member import Tensors
@@ -31,6 +32,7 @@ def learn(hosted: HostedModel, state: StreamState, examples: Examples, labels: S
         labels: name of each one's class; a new name makes a new class. At most `batch` of the recipe.
 
     Raises:
+        StateError: when an image in the memory of a state from elsewhere is damaged.
         ValueError: when the state is of another model or learns nothing from labels, or examples and labels do not fit
             each other, the network or the recipe.
     """
@@ -43,7 +45,10 @@ def learn(hosted: HostedModel, state: StreamState, examples: Examples, labels: S
         )
     if len(labels) > (most := state.learnt.learning.batch):
         raise ValueError(f"a lesson takes at most {most} samples, and there are {len(labels)}; cut them into lessons")
-    lesson = learner_of(hosted, state.learnt.learning).learn(state.learnt.tensors, examples, labels)
+    try:
+        lesson = learner_of(hosted, state.learnt.learning).learn(state.learnt.tensors, examples, labels)
+    except DamagedImageError as error:
+        raise StateError(str(error)) from None
     if lesson.report.discarded is not None:
         return Outcome(state, lesson.report)
     learnt = replace(state.learnt, tensors=lesson.tensors)

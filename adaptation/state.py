@@ -1,6 +1,6 @@
 """A stream's state: data, without behaviour."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,11 @@ class StreamState:
         """Size of the tensors."""
         learnt = 0 if self.learnt is None else self.learnt.bytes
         return learnt + sum(value.nbytes for value in self.tensors.values())
+
+    def to(self, device: torch.device) -> "StreamState":
+        """The same on a device, such as the model's."""
+        tensors = {name: value.to(device) for name, value in self.tensors.items()}
+        return replace(self, tensors=tensors, learnt=None if self.learnt is None else self.learnt.to(device))
 
 
 def initial_state(hosted: HostedModel, recipe: Recipe, teacher: HostedModel | None = None) -> StreamState:

@@ -25,8 +25,8 @@ from .updating import Report, update
 class Request:
     """Images of one stream, with the state that the stream is in."""
 
-    state: StreamState
-    images: Tensor  # [B, C, H, W], preprocessed
+    state: StreamState  # on the model's device
+    images: Tensor  # [B, C, H, W], preprocessed, on any device
     adapt: bool = True  # False predicts with the state, and leaves it as it is
 
 
@@ -116,7 +116,8 @@ def _forward(network: HostedModel, requests: Sequence[Request], groups: Sequence
     """Answers of streams whose parameters stay, in one pass of a network that is all of theirs."""
     order = [(place, group.model) for group in groups for place in group.places]
     parts = [_part(group.model, [requests[place] for place in group.places]) for group in groups]
-    passed = network.run(torch.cat([requests[place].images for place, _ in order]), parts)
+    images = torch.cat([requests[place].images for place, _ in order]).to(network.device)
+    passed = network.run(images, parts)
     outcomes = (outcome for group, part in zip(groups, parts, strict=True) for outcome in _outcomes(group.model, part))
     rows = _rows([len(requests[place].images) for place, _ in order], passed)
     results = {}
@@ -133,7 +134,8 @@ def _update(requests: Sequence[Request], group: _Group) -> dict[int, Result]:
     chosen = [requests[place] for place in group.places]
     assert isinstance(recipe.update, UpdateMember)
     sizes = tuple(len(request.images) for request in chosen)
-    turn = Turn(model, recipe.norm, _stacked(chosen, "norm"), sizes, torch.cat([each.images for each in chosen]))
+    images = torch.cat([each.images for each in chosen]).to(model.device)
+    turn = Turn(model, recipe.norm, _stacked(chosen, "norm"), sizes, images)
     answer, norm, tensors, reports = update(recipe.update, turn, _stacked(chosen, "update"))
     with torch.no_grad():
         features = None if answer.features is None else answer.features.detach()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
-import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypeAlias
 
 from normstream.clients.call import JSON
@@ -36,6 +36,8 @@ class Label:
             raise InvalidArgument("a label is of one image; give either `sample` or `image`")
         if self.label is None and self.index is None:
             raise InvalidArgument("a label names a class; give `label`, `index` or both")
+        if not (self.index is None or _is_number(self.index)):
+            raise InvalidArgument(f"a label has the index {self.index!r}; give the class's number")
 
 
 Class: TypeAlias = str | int  # its name, or its number
@@ -105,11 +107,15 @@ def _item(item: Label | Pair, position: int) -> Label:
 def _named(shown: Class, position: int) -> dict[str, Any]:
     if isinstance(shown, str):
         return {"label": shown}
-    try:
-        return {"index": int(operator.index(shown))}
-    except TypeError as error:
-        raise InvalidArgument(f"labels[{position}] has the class {shown!r}; give its name or its number") from error
+    if not _is_number(shown):
+        raise InvalidArgument(f"labels[{position}] has the class {shown!r}; give its name or its number")
+    return {"index": shown}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _class(item: Label) -> dict[str, Any]:
-    return {name: value for name, value in (("label", item.label), ("class", item.index)) if value is not None}
+    index = None if item.index is None else int(item.index)  # NumPy's numbers are none of JSON's
+    return {name: value for name, value in (("label", item.label), ("class", index)) if value is not None}

@@ -8,7 +8,7 @@ from normstream.service.errors import Overloaded, Unavailable
 
 
 class Admission:
-    """Counts the predict requests inside."""
+    """Counts the predict and label requests inside."""
 
     def __init__(self, max_inside: int) -> None:
         self._max_inside = max_inside

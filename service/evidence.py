@@ -10,6 +10,7 @@ from torch import Tensor
 
 from normstream.adaptation import HostedModel, Learning, pixels_of, unpack
 from normstream.service.engine import Answer
+from normstream.service.errors import invalid
 from normstream.service.label_checks import NamedImage
 from normstream.service.scores import Judged
 from normstream.service.storage.records import Unlabelled
@@ -58,8 +59,16 @@ def examples(learning: Learning, hosted: HostedModel, evidence: Iterable[Evidenc
 
     Raises:
         StateError: when what was kept of one is damaged.
+        Invalid: when there are features of some alone, for the stream has no answer to the images that came along.
     """
-    return np.stack([_example(learning, hosted, each) for each in evidence])
+    given = [_example(learning, hosted, each) for each in evidence]
+    if len({each.ndim for each in given}) > 1:
+        raise invalid(
+            "labels",
+            "of the samples features were kept, and the stream reads none of the images as it is now; send samples"
+            " and images in two requests",
+        )
+    return np.stack(given)
 
 
 def _example(learning: Learning, hosted: HostedModel, evidence: Evidence) -> NDArray[Any]:

@@ -1,5 +1,6 @@
 """From the body of a labels request to what its images show."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Self
@@ -19,7 +20,7 @@ SAMPLE = r"^[0-9a-f]{16}-[0-9]{1,6}$"
 
 
 def _name(text: str) -> str:
-    text = text.strip()
+    text = unicodedata.normalize("NFC", text).strip()  # "é" may be one character or two, by who typed it.
     if not 1 <= len(text) <= NAME_LENGTH or not text.isprintable():
         raise ValueError(f"a class's name has 1 to {NAME_LENGTH} printable characters")
     return text
@@ -127,6 +128,8 @@ async def _from_form(request: Request, max_images: int) -> list[Label]:
         files: list[bytes] = []
         text: bytes | str | None = None
         for name, part in form.multi_items():
+            if name == "labels" and text is not None:
+                raise invalid("labels", "the field is there twice; send it once")
             if name == "labels":
                 text = await part.read() if isinstance(part, UploadFile) else part
             elif name == "images" and isinstance(part, UploadFile):

@@ -105,7 +105,7 @@ class Lessons:
         if generation not in {None, record.generation}:
             raise UnknownStream(stream_id)
         engine = self._streams.engine(record)
-        state = await self._streams.states.of(record)
+        state = await self._streams.states.of(record, engine.hosted.device)
         return LabelledStream(record, engine, state, names_of(engine.hosted, state), Scores.unpack(record.scores))
 
     async def unlabelled(self, stream: LabelledStream, images: Sequence[NamedImage]) -> tuple[list[NamedImage], Found]:
@@ -117,9 +117,10 @@ class Lessons:
         learning = stream.state.recipe.learn
         if learning is not None:
             trained = stream.engine.hosted.classes if learning.head == "trained" else 0
-            # A name that was only counted so far takes its place too.
-            new = ({each.name for each in images} | stream.scores.classes.keys()) - set(stream.names)
-            check_room(new, len(stream.names) - trained, learning)
+            known = set(stream.names)
+            if new := {each.name for each in images} - known:
+                # A name that was only counted so far takes its place too.
+                check_room(new | (stream.scores.classes.keys() - known), len(stream.names) - trained, learning)
         found = await self._store.unlabelled(stream.record.id, [each.id for each in images if each.id is not None])
         return without_labelled(images, found, self._label_ttl_s), found
 
@@ -219,7 +220,12 @@ class Lessons:
             given = await to_thread.run_sync(work, limiter=self._streams.decoders)
         except StateError as error:
             raise Conflict(f"{error}. Send the images with their labels.") from None
-        outcome = await stream.engine.do(learn, stream.state, given, [each.judged.label for each in learnable])
+        try:
+            outcome = await stream.engine.do(learn, stream.state, given, [each.judged.label for each in learnable])
+        except StateError as error:
+            raise Conflict(
+                f"The memory of stream {stream.record.id!r} is damaged: {error}. Reset it, or restore a snapshot."
+            ) from None
         return outcome.state, step_of(outcome.report, len(learnable))
 
 

@@ -56,7 +56,7 @@ class Predictor:
                     return _replayed(replay, digest)
                 if self._streams.engine(record) is not engine:
                     break  # Deleted meanwhile, and made anew with another model.
-                state = await self._streams.states.of(record)
+                state = await self._streams.states.of(record, engine.hosted.device)
                 if asked.adapt and state.recipe.teacher is not None:
                     raise _taught(stream_id, state.recipe.teacher)
                 if state.learnt is not None and not state.learnt.names:

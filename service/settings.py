@@ -68,6 +68,7 @@ class Settings(BaseSettings):
     label_ttl_s: float = Field(
         3600.0,
         ge=0,
+        le=365 * 86400,
         description="how long a prediction waits for its label, with what is kept of its image; 0 keeps none",
     )
     max_unlabelled: int = Field(
@@ -75,5 +76,7 @@ class Settings(BaseSettings):
     )
     max_unlabelled_bytes: int = Field(32 * 2**20, ge=0, description="size of what is kept of those images")
 
-    idempotency_ttl_s: float = Field(600.0, gt=0, description="how long the answer to an Idempotency-Key is kept")
+    idempotency_ttl_s: float = Field(
+        600.0, gt=0, le=365 * 86400, description="how long the answer to an Idempotency-Key is kept"
+    )
     cache_bytes: int = Field(256 * 2**20, ge=0, description="states kept at hand by this process")

@@ -7,6 +7,7 @@ lessons alone. So a prediction neither writes it nor, as a rule, decodes it.
 from collections import OrderedDict
 from dataclasses import replace
 
+import torch
 from anyio import CapacityLimiter, to_thread
 
 from normstream.adaptation import (
@@ -27,6 +28,8 @@ from normstream.adaptation import (
 from normstream.service.errors import Conflict, invalid
 from normstream.service.storage.records import StreamRecord
 
+_CPU = torch.device("cpu")
+
 
 class States:
     """The states of records.
@@ -42,8 +45,8 @@ class States:
         self._bytes = 0
         self._learnt: OrderedDict[str, tuple[str, Learnt]] = OrderedDict()  # by stream, with the tag
 
-    async def of(self, record: StreamRecord) -> StreamState:
-        """The whole state.
+    async def of(self, record: StreamRecord, device: torch.device = _CPU) -> StreamState:
+        """The whole state, on a device, such as the model's.
 
         Raises:
             Conflict: when it is damaged.
@@ -53,22 +56,22 @@ class States:
             if (state.fingerprint, state.recipe.canonical()) != (record.fingerprint, record.recipe):
                 raise StateError("it belongs to another model or recipe than the stream")
             if state.recipe.learn is None:
-                return state
-            learnt = await self._decoded(record)
+                return state.to(device)
+            learnt = (await self._decoded(record, device)).to(device)
             if (learnt.fingerprint, learnt.learning) != (record.fingerprint, state.recipe.learn):
                 raise StateError("what it has learnt belongs to another model or recipe than the stream")
         except StateError as error:
             raise Conflict(
                 f"The state of stream {record.id!r} is damaged ({error}). Reset it, or restore a snapshot."
             ) from None
-        return replace(state, learnt=learnt)
+        return replace(state.to(device), learnt=learnt)
 
-    async def _decoded(self, record: StreamRecord) -> Learnt:
+    async def _decoded(self, record: StreamRecord, device: torch.device) -> Learnt:
         tag, known = self._learnt.get(record.id, (None, None))
         if known is not None and tag == record.learnt_tag:
             self._learnt.move_to_end(record.id)
             return known
-        learnt = await to_thread.run_sync(decode_learnt, record.learnt, limiter=self._decoders)
+        learnt = (await to_thread.run_sync(decode_learnt, record.learnt, limiter=self._decoders)).to(device)
         self.keep(record, learnt)
         return learnt
 

@@ -176,7 +176,7 @@ def _passes(
 ) -> Iterator[tuple[bytes, int, TeachingReport] | None]:
     """A lesson as work for the tensor thread, a pass at a time; the last gives the outcome, those before it None."""
     given = [Sample(sample.id, sample.image, sample.taken_at) for sample in samples]
-    taught = yield from teaching(student, teacher, decode(state), given, now)
+    taught = yield from teaching(student, teacher, decode(state).to(student.device), given, now)
     yield encode(taught.state), taught.state.step, taught.report
 
 

@@ -28,12 +28,14 @@ class AdaB2N(LearningNorm):
     Two things differ from the published code. The weights sum to 1 over the tasks in the batch; as published, seen
     tasks that a batch lacks keep their weight, and mean and variance shrink (`weights: published`). And eta follows in
     closed form from the number of batches, so that it goes on after a reload.
+
+    A trained network's moments are far from 1, and so is its statistics loss; the weight is chosen for such ones.
     """
 
     name: Literal["adab2n"] = "adab2n"
     kappa: float = Field(0.4, ge=0, le=1, description="0 averages all batches alike, 1 is a moving average")
     momentum: float = Field(0.1, gt=0, lt=1, description="weight of a new batch at kappa 1")
-    loss_weight: float = Field(0.1, ge=0, le=1e3, description="of the layers' statistics losses in the training loss")
+    loss_weight: float = Field(1e-4, ge=0, le=1e3, description="of the layers' statistics losses in the training loss")
     loss_from_task: int = Field(1, ge=0, description="the first task, from 0, with the statistics loss")
     weights: Literal["present", "published"] = Field(
         "present", description="tasks whose weights sum to 1: those in the batch, or all seen as in the published code"

@@ -59,7 +59,8 @@ class Classes:
         """
         try:
             names = json.loads(tensors["names"].cpu().numpy().tobytes())
-        except ValueError:
+            json.dumps(names, ensure_ascii=False).encode()  # Half a character, a lone surrogate, can go into no answer.
+        except (ValueError, RecursionError):
             names = None
         if not isinstance(names, list) or len({name for name in names if isinstance(name, str)}) != len(names):
             raise ValueError("the names of the classes are no list of different texts")

@@ -229,7 +229,8 @@ class Learner:
         moved: Tensors = {}
         for name, leaf in leaves.items():
             value, gradient = leaf.detach(), torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            memory = {key: lengthened(each, len(value)) for key, each in slot(tensors, f"optimizer.{name}").items()}
+            rows = len(value) if value.dim() else 0
+            memory = {key: lengthened(each, rows) for key, each in slot(tensors, f"optimizer.{name}").items()}
             # A convolution's gradient has the layout of its input; a state's tensors are contiguous, as from bytes.
             moved[name], memory = self.recipe.descent.step(value, gradient.contiguous(), memory)
             moved |= in_slot(memory, f"optimizer.{name}")

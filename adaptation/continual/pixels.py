@@ -21,6 +21,10 @@ QUALITY = 90  # of JPEG
 PADDING = 8  # a crop moves by at most this part of the side, as for CIFAR: 4 of 32
 
 
+class DamagedImageError(ValueError):
+    """Bytes that are no image of the network's size."""
+
+
 def encode(image: Pixels, encoding: Encoding) -> bytes:
     """One image [H, W, 3] as a file's bytes."""
     file = io.BytesIO()
@@ -33,7 +37,7 @@ def decode(files: Sequence[bytes], size: tuple[int, int]) -> Pixels:
     """The inverse of `encode`, for colour images of one size (height, width).
 
     Raises:
-        ValueError: when one is something else; a larger one is refused before its pixels are unpacked.
+        DamagedImageError: when one is something else; a larger one is refused before its pixels are unpacked.
     """
     return np.stack([_decoded(file, size) for file in files])
 
@@ -44,9 +48,9 @@ def _decoded(file: bytes, size: tuple[int, int]) -> Pixels:
             if image.mode == "RGB" and (image.height, image.width) == size:
                 return np.asarray(image)
             found = f"{image.mode} of {image.width}x{image.height} pixels"
-    except (OSError, Image.DecompressionBombError, SyntaxError) as error:
-        found = str(error)
-    raise ValueError(f"the memory holds an image that is none of the network's size: {found}")
+    except (OSError, ValueError, Image.DecompressionBombError, SyntaxError):
+        found = "no whole PNG or JPEG"
+    raise DamagedImageError(f"the memory holds an image that is none of the network's size: {found}")
 
 
 def normalise(pixels: Pixels, preprocessing: Preprocessing) -> Tensor:

@@ -86,7 +86,7 @@ class Replay(Frozen):
             add = shelf.reservoir if self.policy == "reservoir" else shelf.ring
             add(before + offset, int(memory["seen"]) + offset, rng)
         if shelf.kept == list(range(before)):
-            return memory | {"seen": memory["seen"] + len(data)}
+            return memory | {"seen": memory["seen"] + len(data), "places": torch.tensor(shelf.places)}
         kept = torch.tensor(shelf.kept, dtype=torch.int64)
         new = [torch.frombuffer(bytearray(each), dtype=torch.uint8) for each in data]
         pieces = [*memory["data"].split(memory["lengths"].tolist()), *new]

@@ -81,12 +81,15 @@ def _listed(source: Iterable[str]) -> list[Label]:
     """Read lines of a sample or file, and its label."""
     rows = csv.reader(source)
     labels: list[Label] = []
-    for row in rows:
-        if len(row) != 2:
-            raise typer.BadParameter(
-                f"line {rows.line_num} has {len(row)} fields; give SAMPLE_OR_FILE,LABEL", param_hint="--from"
-            )
-        labels += _found(*row)
+    try:
+        for row in rows:
+            if len(row) not in {0, 2}:  # a blank line has none
+                raise typer.BadParameter(
+                    f"line {rows.line_num} has {len(row)} fields; give SAMPLE_OR_FILE,LABEL", param_hint="--from"
+                )
+            labels += _found(*row) if row else ()
+    except csv.Error as error:
+        raise typer.BadParameter(f"line {rows.line_num} is no CSV: {error}", param_hint="--from") from error
     if not labels:
         raise typer.BadParameter("there is no line; give lines of SAMPLE_OR_FILE,LABEL", param_hint="--from")
     return labels

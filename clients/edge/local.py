@@ -74,7 +74,7 @@ class Running:
         try:
             with np.load(BytesIO(content), allow_pickle=False) as file:
                 fingerprint, running = str(file["fingerprint"]), cls(file["mean"], file["var"])
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile) as error:
             raise BadPackage(f"the running statistics cannot be read: {error}") from error
         if fingerprint != package.manifest.fingerprint:
             raise BadPackage(f"the running statistics are of the weights {fingerprint:.80}")

@@ -213,7 +213,7 @@ def test_what_was_learnt_otherwise_or_elsewhere_is_refused(small, learnt):
     [
         ({"head.bias": torch.zeros(3)}, "head.bias is torch.float32"),
         ({"head.bias": torch.full((7,), torch.nan)}, "not finite"),
-        ({"steps": torch.tensor(-1)}, "steps is negative"),
+        ({"steps": torch.tensor(-1)}, "steps is -1, which counts nothing"),
         ({"replay.labels": torch.tensor([0, 0, 7])}, "labels that are none of the 7 classes"),
         ({"classes.names": torch.zeros(3, dtype=torch.uint8)}, "no list of different texts"),
     ],

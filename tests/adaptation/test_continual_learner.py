@@ -1,5 +1,7 @@
 """Learning steps: what moves, what grows, what a state remembers."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,9 @@ from torch import nn
 
 from normstream.adaptation import HostedModel, HostingError, Preprocessing
 from normstream.adaptation.continual import Learner, Learning, damage, learnt_layers
+from normstream.adaptation.continual.classes import Classes
 from normstream.adaptation.continual.pixels import normalise
+from normstream.adaptation.tensor_slots import in_slot
 
 NORMS = ["adab2n", "bn", "gn", "cn", None]
 GROUPS = {"gn": {"groups": 2}, "cn": {"groups": 2}}  # The networks have few channels.
@@ -231,6 +235,27 @@ def test_a_network_without_batch_norms(tokens):
     assert "network.third.weight" in state
 
 
+class Scaled(nn.Module):
+    """Has a weight without axes, below 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.head = nn.Parameter(torch.tensor(-0.5)), nn.Linear(3 * SIDE * SIDE, 2)
+
+    def forward(self, x):
+        return self.head(x.flatten(1) * self.scale)
+
+
+@pytest.mark.parametrize("descent", [{}, {"momentum": 0.9}, {"name": "adam"}])
+def test_a_weight_without_axes_is_learnt(descent):
+    hosted = HostedModel(Scaled(), "scaled", Preprocessing(input_size=(3, SIDE, SIDE)))
+    learner = Learner(hosted, recipe(None, descent=descent))
+    state, report = walk(learner, learner.initial(), 5)
+    assert report.discarded is None
+    assert state["network.scale"] != -0.5
+    assert damage(learner, state) is None
+
+
 def test_a_head_that_cannot_grow_is_refused():
     torch.manual_seed(0)
     network = nn.Sequential(
@@ -313,10 +338,16 @@ def test_states_are_sound(small, norm, own):
         ({"network.body.1.run_var": -torch.ones(8)}, "negative variance"),
         ({"network.body.1.task_weight": torch.zeros(5)}, "task_weight"),
         ({"extra": torch.zeros(1)}, "extra is unknown"),
-        ({"steps": torch.tensor(-1)}, "steps is negative"),
+        ({"steps": torch.tensor(-1)}, "steps is -1"),
         ({"steps": torch.tensor(0.0)}, "steps"),
+        ({"batches": torch.tensor(2**62)}, "batches is 4611686018427387904"),
+        ({"replay.seen": torch.tensor(2**63 - 1)}, "replay.seen is 9223372036854775807"),
+        ({"n" * 1000: torch.zeros(1)}, "is unknown"),
         ({"classes.names": torch.zeros(3, dtype=torch.uint8)}, "names of the classes"),
+        ({"classes.names": torch.zeros(3, dtype=torch.bfloat16)}, "classes.names is torch.bfloat16"),
         ({"classes.first": torch.tensor(2)}, "network's own"),
+        ({"classes.first": torch.tensor(torch.inf)}, "classes.first is torch.float32"),
+        ({"classes.first": torch.zeros(2, dtype=torch.int64)}, "classes.first is torch.int64 (2,)"),
         ({"replay.labels": torch.full((20,), 4)}, "labels"),
         ({"replay.labels": torch.zeros(3, dtype=torch.int64)}, "disagree"),
         ({"replay.lengths": torch.zeros(20, dtype=torch.int64)}, "cut up"),
@@ -327,7 +358,49 @@ def test_states_are_sound(small, norm, own):
 def test_a_damaged_state_is_told(small, change, message):
     learner = Learner(small, recipe(method="derpp"))
     state, _ = walk(learner, learner.initial(), 5)
-    assert message in damage(learner, state | change)
+    told = damage(learner, state | change)
+    assert message in told
+    assert len(told) < 200
+
+
+def test_lengths_whose_sum_comes_round_are_told(small):
+    learner = Learner(small, recipe())
+    state, _ = walk(learner, learner.initial(), 5)
+    lengths = state["replay.lengths"].clone()
+    lengths[:4] += 2**62
+    assert lengths.sum() == state["replay.lengths"].sum()
+    assert "cut up" in damage(learner, state | {"replay.lengths": lengths})
+
+
+def test_a_memory_of_what_the_recipe_does_not_keep_is_told(small):
+    learner = Learner(small, recipe(None, learns="head", replay={"keep": "features", "capacity": 20}))
+    assert damage(learner, learner.initial()) is None
+    state, _ = walk(learner, learner.initial(), 2)
+    assert damage(learner, state) is None
+    uneven = state["replay.lengths"] + torch.tensor([4, -4] * 6)
+    assert "not 10 features" in damage(learner, state | {"replay.lengths": uneven})
+    broken = torch.full_like(state["replay.data"], 255)
+    assert "features that are not finite" in damage(learner, state | {"replay.data": broken})
+    forgetful = Learner(small, recipe(None, learns="head", replay={"keep": "nothing", "capacity": 20}))
+    assert "keeps none" in damage(forgetful, state)
+
+
+def test_names_alone_take_no_memory_for_outputs():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 5))
+    hosted = HostedModel(network, "wide", Preprocessing(input_size=(3, SIDE, SIDE)))
+    learner = Learner(hosted, recipe(None, max_new_classes=20_000))
+
+    def named(count):
+        return learner.initial() | in_slot(Classes(tuple(map(str, range(count))), 0).packed(), "classes")
+
+    assert damage(learner, named(20_001)) == "20001 classes are new, of at most 20000"
+    many = named(20_000)
+    tracemalloc.start()
+    try:
+        assert "expected torch.float32 (20000" in damage(learner, many)
+        assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_state_with_less_is_told(small):

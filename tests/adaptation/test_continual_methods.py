@@ -127,7 +127,7 @@ def test_names_are_kept_whatever_they_are():
     assert Classes.unpacked(classes.packed()) == classes
 
 
-@pytest.mark.parametrize("text", [b"{}", b"[1]", b'["a", "a"]', b"[", b"\xff"])
+@pytest.mark.parametrize("text", [b"{}", b"[1]", b'["a", "a"]', b"[", b"\xff", b"[" * 100_000, b'["\\ud800"]'])
 def test_names_that_are_none_are_refused(text):
     tensors = {"names": torch.tensor(list(text), dtype=torch.uint8), "first": torch.tensor(0)}
     with pytest.raises(ValueError, match="different texts"):

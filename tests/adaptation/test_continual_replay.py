@@ -96,6 +96,12 @@ def test_where_bytes_run_out_the_reservoir_stays_uniform():
     assert abs(early - late) < 4 * np.sqrt(2000)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_where_bytes_run_out_places_go_whichever_sample_does(seed):
+    memory = offered(Replay(keep="images", capacity=10, max_bytes=20), numbered(6), seed=seed)
+    assert memory["places"] == len(kept(memory)) == 5
+
+
 def test_a_sample_too_large_is_not_kept_and_drives_nothing_out():
     memory = offered(Replay(keep="images", max_bytes=10), [b"small", b"x" * 11])
     assert kept(memory) == [b"small"]

@@ -102,6 +102,12 @@ def test_each_collapse_has_its_alarm(answer, changes, expected):
         assert len(answer) * alarms.index(expected) > 200
 
 
+def test_who_has_one_class_cannot_collapse():
+    guard = Guard(momentum=1)
+    memory = guard.initial(torch.zeros(2, 3), 1)
+    assert guard.watch(torch.ones(4, 1), memory) == (Alarm.NONE, memory)
+
+
 @pytest.mark.parametrize(
     ("fixture", "guard", "expected"),
     [

@@ -16,6 +16,7 @@ from normstream.adaptation import (
     NoClassYet,
     Recipe,
     Request,
+    StateError,
     admit,
     decode,
     decode_learnt,
@@ -23,6 +24,7 @@ from normstream.adaptation import (
     encode_learnt,
     initial_state,
     learn,
+    load_model,
     names_of,
     step,
 )
@@ -275,6 +277,18 @@ def test_the_model_as_learnt_is_made_once_and_goes_with_what_was_learnt(recipe):
     assert left() is None
 
 
+def test_a_calibration_that_comes_later_reaches_what_was_learnt():
+    hosted, other = host_small(), host_small(seed=1)
+    state = taught(hosted, initial_state(hosted, of(HEAD, None, None, "shift")))
+    before = model_of(hosted, state)
+    later = replace(other.calibration, fingerprint=hosted.fingerprint)
+    hosted.calibration = later
+    after = model_of(hosted, state)
+    assert after is not before
+    assert torch.equal(after.calibration.feature_mean, later.feature_mean)
+    assert model_of(hosted, state) is after
+
+
 def test_learning_helps_who_is_served():
     hosted, recipe = HOSTS["small"], of(NEW | {"descent": {"lr": 0.1}}, "ema")
     state = taught(hosted, initial_state(hosted, recipe), lessons=30)
@@ -324,6 +338,17 @@ def test_what_cannot_be_learnt_is_refused(recipe, examples, labels, message):
         learn(HOSTS["small"], initial_state(HOSTS["small"], recipe), examples, labels)
 
 
+def test_a_memory_of_damaged_images_is_told():
+    hosted = HOSTS["small"]
+    state = taught(hosted, initial_state(hosted, of({})))
+    tensors = state.learnt.tensors
+    damaged = replace(state.learnt, tensors=tensors | {"replay.data": torch.zeros_like(tensors["replay.data"])})
+    state = admit(decode(encode(replace(state, learnt=damaged))), hosted)
+    with pytest.raises(StateError, match="the memory holds an image that is none of the network's size"):
+        taught(hosted, state, lessons=1)
+    step(hosted, [Request(state, images(2))])  # It is of no use to predictions, and no harm.
+
+
 def test_a_state_of_another_model_is_refused():
     state, other = initial_state(HOSTS["small"], of({})), host_small(seed=1)
     with pytest.raises(ValueError, match="belongs to model 'small'"):
@@ -366,3 +391,22 @@ def test_presets_that_learn_keep_images(slot_of, name):
     learning = PRESETS[name].learn
     assert getattr(learning, slot_of).name == name
     assert (learning.replay.keep, learning.unlabelled, learning.head) == ("images", "images", "trained")
+
+
+def test_a_state_moves_to_a_device_whole_and_stays_itself_where_it_is():
+    host, recipe = HOSTS["small"], Recipe.model_validate({"norm": {"name": "ema"}, "learn": {}})
+    state = initial_state(host, recipe)
+    moved = state.to(torch.device("meta"))
+    learnt = [value for name, value in moved.learnt.tensors.items() if name.startswith(("network.", "head."))]
+    assert moved.tensors
+    assert learnt
+    assert {value.device.type for value in (*moved.tensors.values(), *learnt)} == {"meta"}
+    assert state.to(host.device).learnt is state.learnt  # so that what was made for it is found again
+
+
+def test_a_new_class_leaves_a_trained_network_what_it_knows():
+    """A trained network's moments are large: the norms' own loss must not drown what is learnt from the labels."""
+    host = load_model(ModelSpec.parse("tf_efficientnet_lite0"))
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
+    outcome = learn(host, initial_state(host, PRESETS["er_ace"]), pixels, ["zebra", "tench", "a thing that is new"])
+    assert 0 < outcome.report.penalty < outcome.report.loss

@@ -74,7 +74,7 @@ def test_labels_of_a_file(run, server, folder):
 
 def test_labels_of_stdin(run, server):
     server.will(say(examples.LABELLING))
-    lines(run("label", "gate-3", "--from", "-", stdin=f"{FIRST},zebra\n{SECOND},okapi\n"))
+    lines(run("label", "gate-3", "--from", "-", stdin=f"{FIRST},zebra\n\n{SECOND},okapi\n\n"))
     assert [each["label"] for each in server.seen[0].json["labels"]] == ["zebra", "okapi"]
 
 
@@ -151,6 +151,7 @@ def test_a_failure_on_the_way_says_how_far_it_came(run, server):
         (["--from", "-"], "", "there is no line"),
         (["--from", "-"], f"{FIRST},zebra\n{SECOND}\n", "line 2 has 1 fields; give SAMPLE_OR_FILE,LABEL"),
         (["--from", "-"], "sample,label\n", "'sample' is neither"),
+        (["--from", "-"], f'{FIRST},"zebra{" " * 2**17}', "is no CSV: field larger"),
     ],
 )
 def test_wrong_usage_sends_nothing(run, server, folder, arguments, stdin, message):

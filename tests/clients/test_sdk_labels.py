@@ -44,8 +44,9 @@ def test_a_class_by_its_number(number):
     assert entries(encode_labels({SAMPLE: number})) == [{"sample": SAMPLE, "class": 340}]
 
 
-def test_a_class_by_name_and_number():
-    label = Label(sample=SAMPLE, label="zebra", index=340)
+@pytest.mark.parametrize("number", [340, np.int64(340)])
+def test_a_class_by_name_and_number(number):
+    label = Label(sample=SAMPLE, label="zebra", index=number)
     assert entries(encode_labels([label])) == [{"sample": SAMPLE, "label": "zebra", "class": 340}]
 
 
@@ -136,7 +137,13 @@ def test_what_is_no_pair_is_refused(item):
         encode_labels([(SAMPLE, "zebra"), item])
 
 
-@pytest.mark.parametrize("shown", [None, 3.5, ["zebra"]])
+@pytest.mark.parametrize("index", [True, 3.5, "340"])
+def test_an_index_is_a_number(index):
+    with pytest.raises(InvalidArgument, match=r"a label has the index .*; give the class's number"):
+        Label(sample=SAMPLE, index=index)
+
+
+@pytest.mark.parametrize("shown", [None, 3.5, True, ["zebra"]])
 def test_what_is_no_class_is_refused(shown):
     with pytest.raises(InvalidArgument, match=r"labels\[0\] has the class .*; give its name or its number"):
         encode_labels({SAMPLE: shown})

@@ -8,7 +8,20 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from labelling import LEARN, NEW, base64_of, label, label_images, photo, photos, post, post_images, samples, show
+from labelling import (
+    FEATURES,
+    LEARN,
+    NEW,
+    base64_of,
+    label,
+    label_images,
+    photo,
+    photos,
+    post,
+    post_images,
+    samples,
+    show,
+)
 from redis import Redis
 from servers import Api, Live, check_problem, live, new_id, tiny, tiny_checkpoint
 
@@ -165,6 +178,11 @@ FORMS: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
         422,
         ("'masks'", "'images'", "'labels'"),
     ),
+    "labels twice": (
+        {"files": [("images", photo(0)), ("labels", ("l.json", b'["1"]'))], "data": {"labels": '["2"]'}},
+        422,
+        ("labels", "there twice"),
+    ),
     "two texts": (
         {"files": [("images", photo(0))], "data": {"labels": '["1"]', "note": "x"}},
         422,
@@ -221,10 +239,42 @@ def test_a_head_grows_as_far_as_its_recipe_allows(api: Api, learn: bool) -> None
     check_problem(post_images(api, stream, photos(2), ["ant"]), 422, "max_new_classes")
 
 
+def test_names_of_before_a_restore_stand_in_no_known_one_s_way(api: Api) -> None:
+    recipe = {"learn": {**NEW["learn"], "max_new_classes": 2}}
+    stream, other = api.make(recipe=recipe), api.make(recipe=recipe)
+    label_images(api, stream, photos(0, 1), ["owl", "elk"])
+    label_images(api, other, photos(0, 1), ["ant", "bee"])
+    snapshot = api.post(f"/v1/streams/{other}/snapshots").json()["id"]
+    assert api.post(f"/v1/streams/{stream}/restore", json={"snapshot": snapshot}).status_code == 200
+    assert label_images(api, stream, photos(2), ["ant"])["labelled"] == 1
+    check_problem(post_images(api, stream, photos(3), ["owl"]), 422, "max_new_classes is 2")
+
+
+def test_features_and_images_that_cannot_be_learnt_from_together_are_refused(api: Api) -> None:
+    stream = api.make(recipe={"learn": {**FEATURES, "head": "new"}})
+    snapshot = api.post(f"/v1/streams/{stream}/snapshots").json()["id"]
+    label_images(api, stream, photos(0, 1), ["owl", "elk"])
+    (sample,) = samples(api, stream, photos(2))
+    assert api.post(f"/v1/streams/{stream}/restore", json={"snapshot": snapshot}).status_code == 200
+    both = [{"sample": sample, "label": "owl"}, {"image": PHOTO, "label": "elk"}]
+    check_problem(post(api, stream, both), 422, "labels", "two requests")
+    assert show(api, stream)["classes"] == []
+    for each in both:
+        assert post(api, stream, [each]).json()["learning"]["lessons"] > 0
+    assert show(api, stream)["classes"] == ["owl", "elk"]
+
+
 def test_names_are_stripped(api: Api) -> None:
     stream = api.make(recipe=NEW)
     answer = label_images(api, stream, photos(0, 1, 2), ["  snowy owl ", "snowy owl", "Größe"])
     assert answer["learning"]["new_classes"] == ["snowy owl", "Größe"]
+
+
+def test_a_name_is_the_same_however_it_was_typed(api: Api) -> None:
+    stream = api.make(recipe=NEW)
+    answer = label_images(api, stream, photos(0, 1), ["cafe\u0301", "caf\u00e9"])
+    assert answer["learning"]["new_classes"] == ["caf\u00e9"]
+    assert [each["labelled"] for each in answer["scores"]["classes"]] == [2]
 
 
 def test_there_is_nothing_to_label_in_an_unknown_stream(api: Api) -> None:

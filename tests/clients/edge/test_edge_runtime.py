@@ -223,9 +223,12 @@ def test_kept_statistics_are_read_only_where_they_fit(convolutions_package, retr
     for words, running in wrong.items():
         with pytest.raises(BadPackage, match=words):
             Running.unpacked(running.packed(convolutions_package), convolutions_package)
-    for damaged in (b"", content[:-40], content[:200], b"rubbish", json.dumps({"mean": 1}).encode()):
+    entry = content.rindex(b"PK\x01\x02", 0, content.rindex(b"fingerprint.npy"))  # of the zip's directory
+    locked, packed = bytearray(content), bytearray(content)
+    locked[entry + 8], packed[entry + 10] = 1, 99  # its flags, its method of compression
+    for damaged in (b"", content[:-40], content[:200], b"rubbish", json.dumps({"mean": 1}).encode(), locked, packed):
         with pytest.raises(BadPackage, match="cannot be read"):
-            Running.unpacked(damaged, convolutions_package)
+            Running.unpacked(bytes(damaged), convolutions_package)
 
 
 def test_a_model_without_batch_norms_has_no_statistics(tokens_package):
