@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 
 from normstream.adaptation import (
     PRESETS,
+    ModelSpec,
     NoClassYet,
     Recipe,
     Request,
