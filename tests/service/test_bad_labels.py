@@ -338,3 +338,19 @@ def test_what_cannot_have_been_learnt_is_not_taken_in(api: Api, streams: dict[st
     answer = api.put("/v1/snapshots/forged", content=data, headers={"Content-Type": "application/octet-stream"})
     check_problem(answer, 422, "no state of a stream")
     check_problem(api.get("/v1/snapshots/forged"), 404)
+
+
+def test_a_memory_that_holds_no_images_is_told_when_it_is_replayed(api: Api) -> None:
+    stream = api.make(recipe={"learn": {**LEARN["learn"], "method": {"name": "derpp"}}})
+    label_images(api, stream, photos(3, 4), ["1", "2"])
+    state = decode(api.state(stream))
+    assert state.learnt is not None
+    tensors = state.learnt.tensors | {"replay.data": torch.zeros_like(state.learnt.tensors["replay.data"])}
+    data = encode(replace(state, learnt=replace(state.learnt, tensors=tensors)))
+    snapshot = new_id()
+    kind = {"Content-Type": "application/octet-stream"}
+    assert api.put(f"/v1/snapshots/{snapshot}", content=data, headers=kind).status_code == 201
+    assert api.post(f"/v1/streams/{stream}/restore", json={"snapshot": snapshot}).status_code == 200
+    before = show(api, stream)
+    check_problem(post_images(api, stream, photos(5), ["1"]), 409, "memory", "damaged", "Reset")
+    assert show(api, stream) == before
