@@ -25,9 +25,6 @@ from normstream.clients.answers import (
     StreamEvent,
 )
 
-# Labels and file names are no markup, whatever brackets and colons they have.
-_CONSOLE = Console(markup=False, emoji=False, highlight=False)
-
 
 @dataclass(frozen=True, slots=True)
 class FilePrediction:
@@ -57,7 +54,9 @@ def show(value: Any, as_json: bool, look: Callable[[Any], RenderableType] | None
         typer.echo(json.dumps(plain(value)))
     else:
         seen = (look or view)(value)
-        _CONSOLE.print(seen, soft_wrap=isinstance(seen, str))  # a table wraps in its own cells
+        # Made anew, as wide as the terminal is now. Labels and file names are no markup, whatever brackets they have.
+        console = Console(markup=False, emoji=False, highlight=False)
+        console.print(seen, soft_wrap=isinstance(seen, str))  # a table wraps in its own cells
 
 
 def plain(value: Any) -> Any:
