@@ -86,8 +86,11 @@ def draw(curves: Curves, path: Path) -> None:
         axes.set_title(f"{method}, {buffer} images", loc="left", color=INK)
         _quiet(axes)
     all_axes[0].set_ylabel("accuracy on tasks so far, %")
-    handles, labels = all_axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(norms), frameon=False, labelcolor=INK)
+    # A panel may lack a norm that another has.
+    entries = {label: line for axes in all_axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside lower center", ncols=len(norms), frameon=False, labelcolor=INK
+    )
     figure.savefig(path)
 
 

@@ -1,8 +1,8 @@
 """How a stream learns from labels: a typed, validated value."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from ..member import Frozen, Member
 from .adab2n import AdaB2N
@@ -31,7 +31,7 @@ class Learning(Frozen):
     head: Literal["trained", "new"] = Field("trained", description="start with the network's own classes, or with none")
     method: AnyMethod = Field(default_factory=ErAce, description="the loss over new and replayed samples")
     norm: AnyNorm | None = Field(
-        default_factory=AdaB2N, description="in the place of batch norms; null keeps them and their trained statistics"
+        None, description="in the place of batch norms; null keeps them and their trained statistics"
     )
     learns: Learns = Field("affine", description="the head and, beside it, the norm layers' parameters, or all")
     batch: int = Field(10, ge=1, le=512, description="new samples of a step, at most")
@@ -66,10 +66,3 @@ class Learning(Frozen):
     def learns_from_features(self) -> bool:
         """Whether a sample may come as what the head reads, in place of an image."""
         return self.learns == "head" and self.norm is None and self.replay.keep != "images"
-
-    # An annotated return type would take the place of the fields in the JSON schema.
-    @model_serializer(mode="wrap")
-    def _with_null_norm(self, handler: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def] # noqa: ANN202
-        """With a null norm, which is a choice, where empty slots of a recipe are left out."""
-        fields: dict[str, Any] = handler(self)
-        return fields if self.norm is not None else fields | {"norm": None}

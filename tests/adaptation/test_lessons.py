@@ -409,5 +409,5 @@ def test_a_new_class_leaves_a_trained_network_what_it_knows():
     """A trained network's moments are large: the norms' own loss must not drown what is learnt from the labels."""
     host = load_model(ModelSpec.parse("tf_efficientnet_lite0"))
     pixels = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
-    outcome = learn(host, initial_state(host, PRESETS["er_ace"]), pixels, ["zebra", "tench", "a thing that is new"])
+    outcome = learn(host, initial_state(host, PRESETS["adab2n"]), pixels, ["zebra", "tench", "a thing that is new"])
     assert 0 < outcome.report.penalty < outcome.report.loss
