@@ -22,7 +22,7 @@ def serve(
         typer.Option(
             metavar="NAME",
             help="Model to host, may be repeated, the first is the default: a timm name, or"
-            " name=N,architecture=A,checkpoint=FILE,classes=C.",
+            " name=N,architecture=A,checkpoint=FILE,classes=C, or seed=N for an untrained one.",
         ),
     ] = None,
     log_level: Annotated[LogLevel, typer.Option(help="How much is logged.")] = "info",

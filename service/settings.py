@@ -34,7 +34,7 @@ class Settings(BaseSettings):
         (ModelSpec(architecture="tf_efficientnet_lite0"),),
         min_length=1,
         description="models to host, the first is the default; each a timm name or field=value,field=value"
-        " (architecture, name, checkpoint, classes), separated by spaces",
+        " (architecture, name, checkpoint or seed, classes), separated by spaces",
     )
     redis_url: str | None = Field(
         None,
