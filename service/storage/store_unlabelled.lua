@@ -5,12 +5,14 @@
 local function keep_unlabelled(asked, first_value)
   local entries, order, bytes = unpack(KEYS, 4, 6)
   local held = tonumber(redis.call('GET', bytes) or '0')
+  local microseconds = math.floor(asked.now * 1e6)
   for i, id in ipairs(asked.ids) do
     local value = ARGV[first_value + i - 1]
     held = held + #value - redis.call('HSTRLEN', entries, id)
     redis.call('HSET', entries, id, value)
-    -- Redis orders equal times by id: so that the oldest is the first given, each is a microsecond later.
-    redis.call('ZADD', order, string.format('%.6f', asked.now + (i - 1) * 1e-6), id)
+    -- Redis orders equal times by id: so that the oldest is the first given, each is a microsecond later. Counted
+    -- whole: a fraction of a second added to unix time is rounded, and two times may be one.
+    redis.call('ZADD', order, string.format('%.6f', (microseconds + i - 1) / 1e6), id)
   end
   local kept = redis.call('ZCARD', order)
   local expired = redis.call('ZCOUNT', order, '-inf', string.format('(%.6f', asked.since))

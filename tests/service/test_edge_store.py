@@ -122,6 +122,13 @@ async def test_samples_come_out_in_the_order_they_came_and_count_once(store: Sto
     assert await store.samples.tally([("gate", "e"), ("gate", "no")]) == [Tally(received=3), Tally()]
 
 
+async def test_the_order_holds_whatever_the_time(make_store: Any) -> None:
+    store = make_store(clock=lambda: 1763753005.4986455)  # a microsecond more is the same, to six places
+    await stream(store)
+    await store.samples.add("gate", "e", [sample("b"), sample("a")])
+    assert await store.samples.ids("gate") == names("b", "a")
+
+
 async def test_edges_of_one_stream_may_use_the_same_ids(store: Store) -> None:
     await stream(store)
     for each in ("one", "two"):
