@@ -57,7 +57,7 @@ class States:
                 raise StateError("it belongs to another model or recipe than the stream")
             if state.recipe.learn is None:
                 return state.to(device)
-            learnt = (await self._decoded(record, device)).to(device)
+            learnt = await self._decoded(record, device)
             if (learnt.fingerprint, learnt.learning) != (record.fingerprint, state.recipe.learn):
                 raise StateError("what it has learnt belongs to another model or recipe than the stream")
         except StateError as error:
@@ -68,12 +68,15 @@ class States:
 
     async def _decoded(self, record: StreamRecord, device: torch.device) -> Learnt:
         tag, known = self._learnt.get(record.id, (None, None))
-        if known is not None and tag == record.learnt_tag:
+        if known is None or tag != record.learnt_tag:
+            learnt = await to_thread.run_sync(decode_learnt, record.learnt, limiter=self._decoders)
+        else:
             self._learnt.move_to_end(record.id)
-            return known
-        learnt = (await to_thread.run_sync(decode_learnt, record.learnt, limiter=self._decoders)).to(device)
-        self.keep(record, learnt)
-        return learnt
+            learnt = known
+        placed = learnt.to(device)
+        if placed is not known:
+            self.keep(record, placed)
+        return placed
 
     def keep(self, record: StreamRecord, learnt: Learnt) -> None:
         """Have at hand what a record holds encoded."""

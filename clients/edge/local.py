@@ -74,6 +74,7 @@ class Running:
         try:
             with np.load(BytesIO(content), allow_pickle=False) as file:
                 fingerprint, running = str(file["fingerprint"]), cls(file["mean"], file["var"])
+        # RuntimeError: bits that say to zipfile that the entry is encrypted, or packed in a way that it does not know.
         except (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile) as error:
             raise BadPackage(f"the running statistics cannot be read: {error}") from error
         if fingerprint != package.manifest.fingerprint:

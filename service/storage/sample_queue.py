@@ -68,7 +68,7 @@ class SampleQueue:
         self._events_kept = events_kept
         self._max_samples = max_samples
         self._max_bytes = max_bytes
-        self._enqueue = link.script("enqueue")
+        self._enqueue = link.script("order", "enqueue")
         self._drop = link.script("samples", "drop")
         self._fail = link.script("samples", "fail")
 

@@ -117,8 +117,8 @@ class Store:
         self.releases = ReleaseShelf(self._link, self._keys)
         self._create = self._link.script("create")
         self._load = self._link.script("load")
-        self._commit = self._link.script("samples", "unlabelled", "commit")
-        self._remember = self._link.script("unlabelled", "remember")
+        self._commit = self._link.script("samples", "order", "unlabelled", "commit")
+        self._remember = self._link.script("order", "unlabelled", "remember")
         self._delete = self._link.script("delete")
 
     async def check(self) -> list[str]:

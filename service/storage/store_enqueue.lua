@@ -17,12 +17,9 @@ if waiting + #ids > tonumber(ARGV[3]) or waiting_bytes + bytes > tonumber(ARGV[4
   return {-1, waiting, waiting_bytes}
 end
 
-local microseconds = math.floor(tonumber(ARGV[2]) * 1e6)
+put_in_order(KEYS[1], tonumber(ARGV[2]), ids)
 for i, id in ipairs(ids) do
   redis.call('HSET', KEYS[2], id, images[i])
-  -- Redis orders equal times by id: so that samples keep the order in which they came, each is a microsecond later.
-  -- Counted whole: a fraction of a second added to unix time is rounded, and two times may be one.
-  redis.call('ZADD', KEYS[1], string.format('%.6f', (microseconds + i - 1) / 1e6), id)
   redis.call('ZADD', KEYS[4], ARGV[2], id)
 end
 redis.call('HINCRBY', KEYS[3], 'bytes', bytes)

@@ -5,15 +5,12 @@
 local function keep_unlabelled(asked, first_value)
   local entries, order, bytes = unpack(KEYS, 4, 6)
   local held = tonumber(redis.call('GET', bytes) or '0')
-  local microseconds = math.floor(asked.now * 1e6)
   for i, id in ipairs(asked.ids) do
     local value = ARGV[first_value + i - 1]
     held = held + #value - redis.call('HSTRLEN', entries, id)
     redis.call('HSET', entries, id, value)
-    -- Redis orders equal times by id: so that the oldest is the first given, each is a microsecond later. Counted
-    -- whole: a fraction of a second added to unix time is rounded, and two times may be one.
-    redis.call('ZADD', order, string.format('%.6f', (microseconds + i - 1) / 1e6), id)
   end
+  put_in_order(order, asked.now, asked.ids)
   local kept = redis.call('ZCARD', order)
   local expired = redis.call('ZCOUNT', order, '-inf', string.format('(%.6f', asked.since))
   while kept > 0 and (expired > 0 or kept > asked.most or held > asked.most_bytes) do
