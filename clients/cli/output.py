@@ -10,7 +10,7 @@ from functools import singledispatch
 from typing import Any
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 
 from normstream.clients.answers import (
@@ -24,6 +24,7 @@ from normstream.clients.answers import (
     Stream,
     StreamEvent,
 )
+from normstream.clients.terminal import terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +55,7 @@ def show(value: Any, as_json: bool, look: Callable[[Any], RenderableType] | None
         typer.echo(json.dumps(plain(value)))
     else:
         seen = (look or view)(value)
-        # Made anew, as wide as the terminal is now. Labels and file names are no markup, whatever brackets they have.
-        console = Console(markup=False, emoji=False, highlight=False)
-        console.print(seen, soft_wrap=isinstance(seen, str))  # a table wraps in its own cells
+        terminal().print(seen, soft_wrap=isinstance(seen, str))  # a table wraps in its own cells
 
 
 def plain(value: Any) -> Any:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
@@ -32,9 +31,8 @@ from normstream.clients.edge.selection import Criteria
 from normstream.clients.edge.sources import Frame, SourceError, open_source
 from normstream.clients.edge.status import Status
 from normstream.clients.errors import InvalidArgument, NormstreamError
+from normstream.clients.terminal import terminal
 from normstream.clients.version_option import Version
-
-_CONSOLE = Console(markup=False, emoji=False, highlight=False)
 
 
 class Local(StrEnum):
@@ -203,7 +201,7 @@ def status(folder: FolderOption = Path("normstream-edge"), as_json: AsJson = Fal
     if as_json:
         typer.echo(json.dumps({**found.plain(), "running": running}))
     else:
-        _CONSOLE.print(_grid(found, running))
+        terminal().print(_grid(found, running))
 
 
 def _grid(found: Status, running: bool) -> Table:
@@ -271,7 +269,7 @@ def bench(
         table.add_column(name, justify="left" if not name else "right")
     for row in result.rows:
         table.add_row(row.name, f"{row.images_per_s:.1f}", f"{row.share:.3f}")
-    _CONSOLE.print(table)
+    terminal().print(table)
 
 
 def _package(folder: Path) -> Package:
@@ -299,8 +297,7 @@ def _recipe(text: str) -> Any:
 
 
 def _log_to_stderr() -> None:
-    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
-    handler = RichHandler(console=console, show_path=False, markup=False)
+    handler = RichHandler(console=terminal(stderr=True), show_path=False, markup=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
