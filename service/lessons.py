@@ -101,11 +101,10 @@ class Lessons:
         Raises:
             UnknownStream: when it is another than that of the generation, if given.
         """
-        record, _ = await self._store.load(stream_id)
+        record, state = await self._streams.loaded(stream_id)
         if generation not in {None, record.generation}:
             raise UnknownStream(stream_id)
         engine = self._streams.engine(record)
-        state = await self._streams.states.of(record, engine.hosted.device)
         return LabelledStream(record, engine, state, names_of(engine.hosted, state), Scores.unpack(record.scores))
 
     async def unlabelled(self, stream: LabelledStream, images: Sequence[NamedImage]) -> tuple[list[NamedImage], Found]:

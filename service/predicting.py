@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from normstream.adaptation import Request, StreamState, pack
 from normstream.service.deadline import Deadline
 from normstream.service.engine import Answer, Engine
-from normstream.service.errors import Conflict, Invalid, Problem, invalid
+from normstream.service.errors import Conflict, Invalid, invalid
 from normstream.service.images import Images, prepare
 from normstream.service.predictions import Asked, Predicted, alarm_name, present
 from normstream.service.samples import new_prediction, unlabelled
@@ -56,21 +57,17 @@ class Predictor:
                     return _replayed(replay, digest)
                 if self._streams.engine(record) is not engine:
                     break  # Deleted meanwhile, and made anew with another model.
-                state = await self._streams.states.of(record, engine.hosted.device)
-                if asked.adapt and state.recipe.teacher is not None:
-                    raise _taught(stream_id, state.recipe.teacher)
-                if state.learnt is not None and not state.learnt.names:
-                    raise _no_class_yet(stream_id)
-                async with deadline.kept():
-                    answer = await engine.step(Request(state, tensor, asked.adapt))
-                    prediction_id = new_prediction() if self._settings.label_ttl_s else None
-                    waiting = await self._waiting(prediction_id, engine, state, tensor, answer)
-                names = engine.labels if state.learnt is None else state.learnt.names
-                predicted = present(record, answer, asked, names, prediction_id)
-                try:
+                with suppress(StoreConflict):
+                    state = await self._streams.states.of(record)
+                    _check(record, state, asked)
+                    async with deadline.kept():
+                        answer = await engine.step(Request(state, tensor, asked.adapt))
+                        prediction_id = new_prediction() if self._settings.label_ttl_s else None
+                        waiting = await self._waiting(prediction_id, engine, state, tensor, answer)
+                    names = engine.labels if state.learnt is None else state.learnt.names
+                    predicted = present(record, answer, asked, names, prediction_id)
                     return await self._conclude(record, answer, predicted, key, digest, waiting)
-                except StoreConflict:
-                    stale = True  # Another server moved the stream meanwhile: begin again from where it is now.
+                stale = True  # Another server moved the stream meanwhile: begin again from where it is now.
         raise contended(stream_id)
 
     async def prepared(self, images: Images, engine: Engine) -> Tensor:
@@ -115,18 +112,23 @@ class Predictor:
         return predicted
 
 
-def _taught(stream_id: str, teacher: str) -> Problem:
-    return invalid(
-        "query.adapt",
-        f"stream {stream_id!r} learns from samples that edges upload, taught by {teacher!r}, and not from what it"
-        " predicts; send adapt=false",
-    )
+def _check(record: StreamRecord, state: StreamState, asked: Asked) -> None:
+    """Refuse what the stream cannot do.
 
-
-def _no_class_yet(stream_id: str) -> Problem:
-    return Conflict(
-        f"Stream {stream_id!r} knows no class yet. Send images with labels first: POST /v1/streams/{stream_id}/labels."
-    )
+    Raises:
+        Problem: when it does not adapt by itself, or knows no class.
+    """
+    if asked.adapt and state.recipe.teacher is not None:
+        raise invalid(
+            "query.adapt",
+            f"stream {record.id!r} learns from samples that edges upload, taught by {state.recipe.teacher!r}, and not"
+            " from what it predicts; send adapt=false",
+        )
+    if state.learnt is not None and not state.learnt.names:
+        raise Conflict(
+            f"Stream {record.id!r} knows no class yet. Send images with labels first:"
+            f" POST /v1/streams/{record.id}/labels."
+        )
 
 
 def _replayed(replay: Replay, digest: str) -> Predicted:

@@ -5,6 +5,7 @@ lessons alone. So a prediction neither writes it nor, as a rule, decodes it.
 """
 
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import torch
@@ -28,63 +29,71 @@ from normstream.adaptation import (
 from normstream.service.errors import Conflict, invalid
 from normstream.service.storage.records import StreamRecord
 
-_CPU = torch.device("cpu")
-
 
 class States:
     """The states of records.
 
     Args:
+        learnt: Reads from the store what the stream of a record has learnt.
+        device: Where states are to be: that of the models.
         limit_bytes: Of what streams have learnt that is kept at hand decoded; the least recently used goes first.
         decoders: Bounds the threads that decode.
     """
 
-    def __init__(self, limit_bytes: int, decoders: CapacityLimiter) -> None:
+    def __init__(
+        self,
+        learnt: Callable[[StreamRecord], Awaitable[bytes]],
+        device: torch.device,
+        limit_bytes: int,
+        decoders: CapacityLimiter,
+    ) -> None:
+        self._read = learnt
+        self._device = device
         self._limit_bytes = limit_bytes
         self._decoders = decoders
         self._bytes = 0
         self._learnt: OrderedDict[str, tuple[str, Learnt]] = OrderedDict()  # by stream, with the tag
 
-    async def of(self, record: StreamRecord, device: torch.device = _CPU) -> StreamState:
-        """The whole state, on a device, such as the model's.
+    async def of(self, record: StreamRecord) -> StreamState:
+        """The whole state.
 
         Raises:
             Conflict: when it is damaged.
+            StoreError: when what it has learnt is not that of the record any more.
         """
         try:
             state = decode(record.state)
             if (state.fingerprint, state.recipe.canonical()) != (record.fingerprint, record.recipe):
                 raise StateError("it belongs to another model or recipe than the stream")
             if state.recipe.learn is None:
-                return state.to(device)
-            learnt = await self._decoded(record, device)
+                return state.to(self._device)
+            learnt = await self._decoded(record)
             if (learnt.fingerprint, learnt.learning) != (record.fingerprint, state.recipe.learn):
                 raise StateError("what it has learnt belongs to another model or recipe than the stream")
         except StateError as error:
             raise Conflict(
                 f"The state of stream {record.id!r} is damaged ({error}). Reset it, or restore a snapshot."
             ) from None
-        return replace(state.to(device), learnt=learnt)
+        return replace(state.to(self._device), learnt=learnt)
 
-    async def _decoded(self, record: StreamRecord, device: torch.device) -> Learnt:
+    async def _decoded(self, record: StreamRecord) -> Learnt:
         tag, known = self._learnt.get(record.id, (None, None))
-        if known is None or tag != record.learnt_tag:
-            learnt = await to_thread.run_sync(decode_learnt, record.learnt, limiter=self._decoders)
-        else:
+        if known is not None and tag == record.learnt_tag:
             self._learnt.move_to_end(record.id)
-            learnt = known
-        placed = learnt.to(device)
-        if placed is not known:
-            self.keep(record, placed)
-        return placed
+            return known
+        data = await self._read(record)
+        learnt = await to_thread.run_sync(decode_learnt, data, limiter=self._decoders)
+        return self.keep(record, learnt)
 
-    def keep(self, record: StreamRecord, learnt: Learnt) -> None:
-        """Have at hand what a record holds encoded."""
+    def keep(self, record: StreamRecord, learnt: Learnt) -> Learnt:
+        """Have at hand what the stream of a record has learnt; gives it back on the models' device."""
+        placed = learnt.to(self._device)
         self._drop(record.id)
-        self._learnt[record.id] = record.learnt_tag, learnt
-        self._bytes += learnt.bytes
+        self._learnt[record.id] = record.learnt_tag, placed
+        self._bytes += placed.bytes
         while self._bytes > self._limit_bytes:
             self._drop(next(iter(self._learnt)))
+        return placed
 
     def _drop(self, stream_id: str) -> None:
         if stream_id in self._learnt:

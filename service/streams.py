@@ -4,8 +4,9 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
+import torch
 from anyio import CapacityLimiter, to_thread
 
 from normstream.adaptation import Recipe, StreamState, encode
@@ -38,7 +39,7 @@ class Streams:
         self.models = models
         self.store = store
         self.decoders = CapacityLimiter(available_cores())
-        self.states = States(settings.cache_bytes, self.decoders)
+        self.states = States(store.learnt, torch.device(settings.device), settings.cache_bytes, self.decoders)
         self._settings = settings
         self.turns = Turns()
 
@@ -57,6 +58,8 @@ class Streams:
             learnt=learnt or b"",
             idle_ttl_s=idle_ttl_s,
         )
+        if made and state.learnt is not None:
+            self.states.keep(record, state.learnt)
         if (record.model, record.recipe) == (state.model, recipe.canonical()):
             self.engine(record)  # Of the same weights too.
         else:
@@ -96,7 +99,10 @@ class Streams:
     async def fork(self, stream_id: str, new_id: str | None) -> StreamRecord:
         """Another stream that begins with a copy of this one's state."""
         async with self.turn(stream_id):
-            return await self.store.fork(stream_id, new_id or f"{stream_id[:100]}-{secrets.token_hex(4)}")
+            for _ in range(COMMIT_ATTEMPTS):
+                with suppress(StoreConflict):
+                    return await self.store.fork(stream_id, new_id or f"{stream_id[:100]}-{secrets.token_hex(4)}")
+        raise contended(stream_id)
 
     async def delete(self, stream_id: str) -> None:
         """Forget a stream, after the requests that it has waiting."""
@@ -106,8 +112,7 @@ class Streams:
     async def snapshot(self, stream_id: str) -> SnapshotRecord:
         """Keep a copy of the state; it outlives the stream."""
         async with self.turn(stream_id):
-            record, _ = await self.store.load(stream_id)
-            state = await self.states.of(record)
+            record, state = await self.loaded(stream_id)
         whole = await to_thread.run_sync(encode, state, limiter=self.decoders)
         snapshot = _snapshot(f"snap-{secrets.token_hex(8)}", record.id, record.model, state, whole)
         await self.store.put_snapshot(snapshot)
@@ -125,6 +130,14 @@ class Streams:
         if found.state != data:
             raise Conflict(f"There is another snapshot {snapshot_id!r}. Choose another id, or delete it first.")
         return found, False
+
+    async def loaded(self, stream_id: str) -> tuple[StreamRecord, StreamState]:
+        """A stream as it is now, and its state."""
+        for _ in range(COMMIT_ATTEMPTS):
+            record, _ = await self.store.load(stream_id)
+            with suppress(StoreConflict):  # Another server taught it meanwhile.
+                return record, await self.states.of(record)
+        raise contended(stream_id)
 
     def engine(self, record: StreamRecord) -> Engine:
         """The engine of a stream's model."""
@@ -154,8 +167,8 @@ class Streams:
                 state = await make(record)
                 rest, learnt = await self.split(state)
                 data = json.dumps({"step": state.step, "version": record.version + 1}).encode()
-                try:
-                    return await self.store.commit(
+                with suppress(StoreConflict):
+                    record = await self.store.commit(
                         record,
                         state=rest,
                         step=state.step,
@@ -165,8 +178,9 @@ class Streams:
                         dropped=waiting,
                         forget_unlabelled=forget,
                     )
-                except StoreConflict:
-                    continue
+                    if state.learnt is not None:
+                        self.states.keep(record, state.learnt)
+                    return record
         raise contended(stream_id)
 
     @asynccontextmanager

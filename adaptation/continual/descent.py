@@ -14,7 +14,7 @@ class Descent(Frozen):
     """An optimiser; what it remembers has the shape of the parameter, so that it can grow with it."""
 
     name: Literal["sgd", "adam"] = "sgd"
-    lr: float = Field(0.03, gt=0, le=10, description="step size")
+    lr: float = Field(0.03, gt=0, le=10, description="step size of a whole batch; a smaller one takes its share")
     momentum: float = Field(0.0, ge=0, lt=1, description="of sgd's velocity")
 
     def initial(self, parameter: Tensor) -> Tensors:
@@ -23,12 +23,12 @@ class Descent(Frozen):
             return {}
         return optimizers.initial_memory(self.name, parameter)
 
-    def step(self, parameter: Tensor, gradient: Tensor, memory: Tensors) -> tuple[Tensor, Tensors]:
-        """The parameter after one step, and the memory."""
+    def step(self, parameter: Tensor, gradient: Tensor, memory: Tensors, share: float) -> tuple[Tensor, Tensors]:
+        """The parameter after one step, and the memory; `share` is of the step size."""
         if not memory:
-            return parameter - self.lr * gradient, memory
+            return parameter - share * self.lr * gradient, memory
         rows = {name: value.unsqueeze(0) for name, value in memory.items()}
-        row, step, lr = parameter.unsqueeze(0), gradient.unsqueeze(0), torch.full((1,), self.lr).to(parameter)
+        row, step, lr = parameter.unsqueeze(0), gradient.unsqueeze(0), torch.full((1,), share * self.lr).to(parameter)
         if self.name == "sgd":
             moved, rows = optimizers.sgd(row, step, rows, lr, self.momentum)
         else:

@@ -132,7 +132,9 @@ class Learner:
             passed = self._pass(tensors | leaves, examples, classes.indices(labels), drawn, classes, rng)
             total = passed.loss + passed.penalty
         total.backward()
-        moved = {**self._descended(tensors, leaves), **in_slot(passed.buffers, "network")}
+        # Labels move the parameters as far one by one as together; with a whole step for each, the last would rule.
+        share = min(1.0, len(examples) / recipe.batch)
+        moved = {**self._descended(tensors, leaves, share), **in_slot(passed.buffers, "network")}
         broken = [name for name, value in moved.items() if not value.isfinite().all()]
         if broken:
             report = _report(tensors, passed, drawn, f"{broken[0]} would not be finite")
@@ -224,15 +226,15 @@ class Learner:
             penalty = penalty + body.penalty
         return values, Features(values[0], body.buffers, penalty)
 
-    def _descended(self, tensors: Tensors, leaves: Tensors) -> Tensors:
-        """The parameters after the optimiser's step, and its memory."""
+    def _descended(self, tensors: Tensors, leaves: Tensors, share: float) -> Tensors:
+        """The parameters after this share of the optimiser's step, and its memory."""
         moved: Tensors = {}
         for name, leaf in leaves.items():
             value, gradient = leaf.detach(), torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
             rows = len(value) if value.dim() else 0
             memory = {key: lengthened(each, rows) for key, each in slot(tensors, f"optimizer.{name}").items()}
             # A convolution's gradient has the layout of its input; a state's tensors are contiguous, as from bytes.
-            moved[name], memory = self.recipe.descent.step(value, gradient.contiguous(), memory)
+            moved[name], memory = self.recipe.descent.step(value, gradient.contiguous(), memory, share)
             moved |= in_slot(memory, f"optimizer.{name}")
         return moved
 

@@ -37,4 +37,4 @@ class RecordCache:
 
 
 def _size(record: StreamRecord) -> int:
-    return record.state_bytes + len(record.scores)
+    return len(record.state) + len(record.scores)

@@ -108,19 +108,19 @@ class StreamRecord(Stream):
     Attributes:
         state: Its state, but for what it has learnt.
         scores: How its predictions compare with the labels that came.
-        learnt_tag: Random; new with every write of `learnt`. Empty where there is none.
-        learnt: What it has learnt from labels. Large, so that it travels only when its tag changed.
+        learnt_tag: Names what it has learnt from labels; new with every lesson. Empty where that is nothing.
+        learnt_bytes: The size of that.
     """
 
     state: bytes
     scores: bytes = b""
     learnt_tag: str = ""
-    learnt: bytes = b""
+    learnt_bytes: int = 0
 
     @property
     def state_bytes(self) -> int:
         """The size of the state, with what was learnt."""
-        return len(self.state) + len(self.learnt)
+        return len(self.state) + self.learnt_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

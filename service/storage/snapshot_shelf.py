@@ -1,13 +1,16 @@
 """Snapshots in Redis: states that outlive the streams they were taken from."""
 
+import secrets
+from itertools import chain
 from typing import Any
 
-from redis.exceptions import WatchError
-
+from normstream.service.storage.blob_shelf import BlobShelf
 from normstream.service.storage.keyspace import Keyspace
 from normstream.service.storage.records import (
+    Snapshot,
     SnapshotRecord,
     SnapshotSummary,
+    StoreUnavailable,
     UnknownSnapshot,
     field_names,
     from_fields,
@@ -22,24 +25,23 @@ class SnapshotShelf:
     def __init__(self, link: RedisLink, keys: Keyspace) -> None:
         self._link = link
         self._keys = keys
+        self._states = BlobShelf(link, "state_tag")
+        self._shelve = link.script("shelve")
 
     async def put(self, record: SnapshotRecord) -> bool:
         """Keep a snapshot; False when there is one of its id already, which stays as it is."""
-        key = self._keys.snapshot(record.id)
-        fields: Any = {**to_fields(record), "state_bytes": record.state_bytes}
-        async with self._link.reach() as redis, redis.pipeline() as pipe:
-            await pipe.watch(key)
-            if await pipe.exists(key):
-                return False
-            pipe.multi()  # type: ignore[no-untyped-call] # redis annotates it in part
-            pipe.hset(key, mapping=fields)
-            try:
-                await pipe.execute()
-            except WatchError:  # Another came first.
-                return False
-            if record.stream is not None:
+        key, tag = self._keys.snapshot(record.id), secrets.token_hex(8)
+        state = self._keys.snapshot_state(record.id, tag)
+        fields = {**to_fields(record), "state_bytes": record.state_bytes}
+        del fields["state"]
+        pieces = await self._states.put(state, record.state, record=key, tag=tag)
+        async with self._link.reach() as redis:
+            outcome = await self._shelve([key, state], [tag, pieces, *chain.from_iterable(fields.items())])
+            if outcome == b"done" and record.stream is not None:
                 await redis.zadd(self._keys.snapshots_of(record.stream), {record.id: record.created_at})
-            return True
+        if outcome == b"conflict":
+            raise StoreUnavailable("Redis lost a part of the snapshot before it was made.")
+        return bool(outcome == b"done")
 
     async def get(self, snapshot_id: str) -> SnapshotRecord:
         """The snapshot with its state.
@@ -47,13 +49,20 @@ class SnapshotShelf:
         Raises:
             UnknownSnapshot: There is none.
         """
+        key = self._keys.snapshot(snapshot_id)
         async with self._link.reach() as redis:
-            values: Any = await redis.hmget(self._keys.snapshot(snapshot_id), field_names(SnapshotRecord))
-        if values[0] is None:
+            found: Any = await redis.hmget(key, [*field_names(SnapshotSummary), "state_tag"])
+        *values, tag = found
+        if tag is None:
             raise UnknownSnapshot(snapshot_id)
-        record = from_fields(SnapshotRecord, values)
-        owned("snapshot", snapshot_id, record.id)
-        return record
+        summary = from_fields(SnapshotSummary, values)
+        owned("snapshot", snapshot_id, summary.id)
+        state = await self._states.get(self._keys.snapshot_state(snapshot_id, tag.decode()), summary.state_bytes)
+        if len(state) != summary.state_bytes:
+            async with self._link.reach() as redis:
+                if await redis.hget(key, "state_tag") != tag:  # Deleted meanwhile.
+                    raise UnknownSnapshot(snapshot_id)
+        return SnapshotRecord(state=state, **{name: getattr(summary, name) for name in field_names(Snapshot)})
 
     async def of_stream(self, stream_id: str) -> list[SnapshotSummary]:
         """The snapshots taken of a stream, newest first, without their states."""
@@ -74,8 +83,9 @@ class SnapshotShelf:
         """
         key = self._keys.snapshot(snapshot_id)
         async with self._link.reach() as redis:
-            stream: Any = await redis.hget(key, "stream")
-            if not await redis.unlink(key):
+            found: Any = await redis.hmget(key, ["stream", "state_tag"])
+            stream, tag = found
+            if tag is None or not await redis.unlink(key, self._keys.snapshot_state(snapshot_id, tag.decode())):
                 raise UnknownSnapshot(snapshot_id)
             if stream:
                 await redis.zrem(self._keys.snapshots_of(stream.decode()), snapshot_id)

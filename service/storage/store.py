@@ -1,7 +1,8 @@
 """The home of all streams: one Redis, which any number of workers share.
 
 A worker loads a stream, computes, and commits; the commit holds only if nobody else has committed since, and
-writes state, version, idempotency record, events and labels in one atomic step. States are opaque bytes.
+writes state, version, idempotency record, events and labels in one atomic step. States are opaque bytes. What a stream
+has learnt from labels may be large: its pieces are put down before the commit, which makes them the stream's.
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from normstream.service.storage.blob_shelf import BlobShelf
 from normstream.service.storage.edge_shelf import EdgeShelf
 from normstream.service.storage.event_log import EventLog
 from normstream.service.storage.keyspace import Keyspace
@@ -27,6 +29,7 @@ from normstream.service.storage.records import (
     Replay,
     SnapshotRecord,
     SnapshotSummary,
+    StoreUnavailable,
     StreamExists,
     StreamRecord,
     StreamSummary,
@@ -47,7 +50,7 @@ DELETED_EVENTS_TTL_S = 60.0
 
 
 class Store:
-    """Streams and snapshots in Redis; every method may raise `StoreUnavailable`, within `timeout_s`.
+    """Streams and snapshots in Redis; every method may raise `StoreUnavailable`, within `timeout_s` without an answer.
 
     Args:
         redis: A client as `redis_link.connect` makes it; the store closes it.
@@ -97,6 +100,7 @@ class Store:
         self._event_log = EventLog(self._readers, self._keys, events_poll_s)
         self._index = StreamIndex(self._link, self._keys)
         self._shelf = SnapshotShelf(self._link, self._keys)
+        self._learnt = BlobShelf(self._link, "learnt_tag")
         self._unlabelled = UnlabelledShelf(
             self._link,
             self._keys,
@@ -169,26 +173,32 @@ class Store:
             updated_at=now,
             idle_ttl_s=idle_ttl_s,
             state=state,
-            learnt=learnt,
             learnt_tag=_tag(learnt),
+            learnt_bytes=len(learnt),
         )
-        return await self._create_or_find(record)
+        pieces = await self._put_learnt(stream_id, record.learnt_tag, learnt)
+        return await self._create_or_find(record, pieces)
 
-    async def _create_or_find(self, new: StreamRecord) -> tuple[StreamRecord, bool]:
-        keys = [self._keys.stream(new.id), self._keys.events(new.id), *self._keys.unlabelled(new.id)]
-        args = [_ttl_ms(new), new.state_bytes, *chain.from_iterable(to_fields(new).items())]
+    async def _put_learnt(self, stream_id: str, tag: str, learnt: bytes) -> int:
+        key, stream = self._keys.learnt(stream_id, tag), self._keys.stream(stream_id)
+        return await self._learnt.put(key, learnt, record=stream, tag=tag)
+
+    async def _create_or_find(self, new: StreamRecord, pieces: int) -> tuple[StreamRecord, bool]:
+        keys = [self._keys.stream(new.id), self._keys.events(new.id), self._keys.learnt(new.id, new.learnt_tag)]
+        keys += self._keys.unlabelled(new.id)
+        args = [_ttl_ms(new), new.state_bytes, pieces, *chain.from_iterable(to_fields(new).items())]
         async with self._link.reach() as redis, redis.pipeline(transaction=False) as pipe:
             await self._create(keys, args, client=pipe)
             pipe.zadd(self._keys.index, {new.id: 0})
             found, _ = await pipe.execute()
+        if found == b"conflict":
+            raise StoreUnavailable("Redis lost a part of the stream before it was made.")
         record = self._admit(new.id, from_fields(StreamRecord, found) if found else new)
         # A client that lost the reply sends the command again, and finds what it made itself.
         return record, record.generation == new.generation
 
     async def load(self, stream_id: str, idempotency_key: str | None = None) -> tuple[StreamRecord, Replay | None]:
         """Read a stream in one round trip, in which a state travels only if it changed; counts as use.
-
-        What was learnt travels only if that changed.
 
         Returns:
             The stream, and the answer that was given under the idempotency key, if any.
@@ -197,23 +207,37 @@ class Store:
             UnknownStream: There is no such stream.
         """
         cached = self._cache.get(stream_id)
-        known = [cached.generation, cached.version, cached.updated_at, cached.learnt_tag] if cached else [""] * 4
-        # The last field is `learnt`, which the script sends beside the others.
-        keys = self._stream_keys(stream_id, idempotency_key)
+        known = [cached.generation, cached.version, cached.updated_at] if cached else [""] * 3
+        keys = [*self._stream_keys(stream_id, idempotency_key), self._keys.learnt(stream_id, "")]
         async with self._link.reach():
-            reply = await self._load(keys, [*known, *field_names(StreamRecord)[:-1]])
+            reply = await self._load(keys, [*known, *field_names(StreamRecord)])
         if reply is None:
             self._cache.drop(stream_id)
             raise UnknownStream(stream_id)
-        fields, learnt, replay = reply
+        fields, replay = reply
         if fields is not None:
-            if learnt is None and cached is not None:
-                learnt = cached.learnt
-            record = self._admit(stream_id, from_fields(StreamRecord, [*fields, learnt]))
+            record = self._admit(stream_id, from_fields(StreamRecord, fields))
         else:
             assert cached is not None  # noqa: S101  (to a worker that has none, Redis sends the fields)
             record = cached
         return record, Replay(replay[0].decode(), replay[1]) if replay else None
+
+    async def learnt(self, record: StreamRecord) -> bytes:
+        """What a stream has learnt, as of this record; what Redis lost of it is missing.
+
+        Raises:
+            Conflict: It has learnt since.
+            UnknownStream: It was deleted since.
+        """
+        data = await self._learnt.get(self._keys.learnt(record.id, record.learnt_tag), record.learnt_bytes)
+        if len(data) != record.learnt_bytes:
+            async with self._link.reach() as redis:
+                tag: Any = await redis.hget(self._keys.stream(record.id), "learnt_tag")
+            if tag is None:
+                raise UnknownStream(record.id)
+            if tag.decode() != record.learnt_tag:
+                raise Conflict(record.id)
+        return data
 
     def _admit(self, stream_id: str, record: StreamRecord) -> StreamRecord:
         owned("stream", stream_id, record.id)
@@ -284,9 +308,10 @@ class Store:
         """
         changes: dict[str, Any] = {"state": state, "step": step}
         changes |= {"version": record.version + 1, "updated_at": self._clock()}
-        changes |= {} if learnt is None else {"learnt": learnt, "learnt_tag": _tag(learnt)}
+        changes |= {} if learnt is None else {"learnt_tag": _tag(learnt), "learnt_bytes": len(learnt)}
         changes |= {} if scores is None else {"scores": scores}
         new = replace(record, **changes)
+        pieces = None if learnt is None else await self._put_learnt(record.id, new.learnt_tag, learnt)
         fields = {**changes, "state_bytes": new.state_bytes}
         key, answer = replay or (None, None)
         unlabelled, values = self._unlabelled.command(predicted, labelled)
@@ -294,6 +319,7 @@ class Store:
             "generation": record.generation,
             "version": str(record.version),
             "learnt_tag": record.learnt_tag,
+            "learnt_pieces": pieces,
             "operation": secrets.token_hex(8),
             "idle_ttl_ms": str(_ttl_ms(record)),
             "now": str(new.updated_at),
@@ -310,6 +336,7 @@ class Store:
         args += chain.from_iterable((event.type, event.data) for event in events)
         args += [answer.answer if answer else b"", *values]
         keys = [*self._stream_keys(record.id, key), *self._keys.unlabelled(record.id), *self._keys.samples(record.id)]
+        keys += [self._keys.learnt(record.id, tag) for tag in (new.learnt_tag, record.learnt_tag)]
         async with self._link.reach():
             outcome = await self._commit(keys, args)
         if outcome != b"done":
@@ -361,8 +388,9 @@ class Store:
             UnknownStream: There is no such stream.
         """
         self._cache.drop(stream_id)
-        keys = [self._keys.stream(stream_id), self._keys.events(stream_id), *self._keys.samples(stream_id)]
-        keys += [self._keys.known(stream_id), self._keys.releases(stream_id), *self._keys.unlabelled(stream_id)]
+        keys = [self._keys.stream(stream_id), self._keys.events(stream_id), self._keys.learnt(stream_id, "")]
+        keys += [*self._keys.samples(stream_id), *self._keys.unlabelled(stream_id)]
+        keys += [self._keys.known(stream_id), self._keys.releases(stream_id)]
         async with self._link.reach():
             deleted = await self._delete(keys, [_ms(DELETED_EVENTS_TTL_S)])
         await self._index.drop_gone([stream_id])
@@ -375,6 +403,7 @@ class Store:
         Raises:
             UnknownStream: There is no stream to copy.
             StreamExists: The new id is taken.
+            Conflict: It has learnt meanwhile.
         """
         source, _ = await self.load(stream_id)
         record, made = await self.create(
@@ -383,7 +412,7 @@ class Store:
             fingerprint=source.fingerprint,
             recipe=source.recipe,
             state=source.state,
-            learnt=source.learnt,
+            learnt=await self.learnt(source),
             step=source.step,
             idle_ttl_s=source.idle_ttl_s,
         )

@@ -1,5 +1,6 @@
 -- Changes a stream if it is still as the caller loaded it.
--- KEYS: stream, events, replay, entries, order and bytes of its unlabelled, queue, images, tally
+-- KEYS: stream, events, replay, entries, order and bytes of its unlabelled, queue, images, tally, what it has learnt by
+--       now, and before; the same key where that stays
 -- ARGV: what is asked for, as JSON (`Store.commit` makes it); then its `fields` fields and values in turn, types and
 --       data of its `events` events in turn, the answer, and the values of its unlabelled
 -- Replies 'done', 'conflict' or 'unknown'.
@@ -13,12 +14,17 @@ done = done or ''
 if string.find(done, asked.operation, 1, true) then return 'done' end
 -- A version may stand for two states after a failover (see store_load.lua); what each has learnt stays with it.
 if version ~= asked.version or (learnt_tag or '') ~= asked.learnt_tag then return 'conflict' end
+if asked.learnt_pieces and redis.call('HLEN', KEYS[10]) ~= asked.learnt_pieces then return 'conflict' end
 
 -- First the write that is refused when memory is out, so that nothing is written by halves.
 local first_event = 2 + 2 * asked.fields
 local answer = first_event + 2 * asked.events
 local last_operations = string.sub(done, -7 * #asked.operation) .. asked.operation
 redis.call('HSET', KEYS[1], 'done', last_operations, unpack(ARGV, 2, first_event - 1))
+if asked.learnt_pieces then
+  redis.call('PERSIST', KEYS[10])
+  redis.call('UNLINK', KEYS[11])
+end
 for i = first_event, answer - 1, 2 do
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', asked.events_kept, '*', 'type', ARGV[i], 'data', ARGV[i + 1])
 end
@@ -37,5 +43,6 @@ end
 if asked.idle_ttl_ms ~= '' then
   redis.call('PEXPIRE', KEYS[1], asked.idle_ttl_ms)
   redis.call('PEXPIRE', KEYS[2], asked.idle_ttl_ms)
+  redis.call('PEXPIRE', KEYS[10], asked.idle_ttl_ms)
 end
 return 'done'

@@ -256,6 +256,16 @@ def test_a_weight_without_axes_is_learnt(descent):
     assert damage(learner, state) is None
 
 
+@pytest.mark.parametrize("descent", [{}, {"momentum": 0.9}, {"name": "adam"}])
+def test_a_smaller_lesson_takes_its_share_of_the_step(small, descent):
+    whole, half = (Learner(small, recipe(None, batch=batch, descent=descent)) for batch in (2, 4))
+    start, _ = walk(whole, whole.initial(), 2)
+    far, near = (learner.learn(start, coloured(["red", "green"]), ["red", "green"])[0] for learner in (whole, half))
+    assert not torch.equal(far["head.weight"], start["head.weight"])
+    for name in whole.parameter_names:
+        torch.testing.assert_close(2 * (near[name] - start[name]), far[name] - start[name], msg=name)
+
+
 def test_a_head_that_cannot_grow_is_refused():
     torch.manual_seed(0)
     network = nn.Sequential(

@@ -31,12 +31,17 @@ def snapshot(snapshot_id="snap-1", **changes):
 
 
 class Line:
-    """A way to Redis. Once armed it delivers the next script call, waits until that is done, and is cut."""
+    """A way to Redis. Once armed it delivers a script call, waits until that is done, and is cut."""
 
     def __init__(self, redis_url, path):
         self.upstream, self.path, self.url = redis_url.removeprefix("unix://"), path, f"unix://{path}"
-        self.armed, self.doomed, self.cut = False, False, asyncio.Event()
+        self.spared, self.doomed, self.cut = None, False, asyncio.Event()
         self.calls = set()
+
+    def arm(self, spared=0):
+        """Be cut in the next script call, or after so many that go through."""
+        self.spared = spared
+        self.cut.clear()
 
     async def __aenter__(self):
         self.server = await asyncio.start_unix_server(self.carry, self.path)
@@ -61,14 +66,16 @@ class Line:
 
     async def forth(self, reader, redis_writer):
         while data := await reader.read(1 << 16):
-            self.doomed = self.armed and b"EVALSHA" in data
+            if self.spared is not None and b"EVALSHA" in data:
+                self.doomed = self.spared == 0
+                self.spared -= 1
             redis_writer.write(data)
         redis_writer.write_eof()
 
     async def back(self, redis_reader, writer):
         while data := await redis_reader.read(1 << 16):
             if self.doomed:
-                self.armed = self.doomed = False
+                self.spared, self.doomed = None, False
                 self.cut.set()
                 break
             writer.write(data)

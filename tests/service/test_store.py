@@ -292,7 +292,7 @@ def test_the_cache_keeps_the_last_used_within_its_bytes():
     def record(stream_id, size):
         known = dict.fromkeys(("model", "fingerprint", "recipe", "generation"), "")
         times = {"created_at": 0.0, "updated_at": 0.0}
-        blobs = {"state": b"x", "learnt": b"x" * (size - 6), "scores": b"x" * 5}
+        blobs = {"state": b"x" * (size - 5), "scores": b"x" * 5, "learnt_bytes": 1000}
         return StreamRecord(id=stream_id, version=1, step=0, **blobs, **known, **times)
 
     cache = RecordCache(100)

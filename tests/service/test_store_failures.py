@@ -24,7 +24,7 @@ async def line(redis_url, data) -> AsyncIterator[Line]:
 async def test_a_commit_that_landed_but_lost_its_reply_is_a_success(make_store, worker, line):
     store = make_store(line.url)
     record = await step(store, (await create(store))[0])
-    line.armed = True
+    line.arm()
     new = await step(store, record, b"once", events=[STEP])
     assert line.cut.is_set()
     assert (new.version, new.state) == (3, b"once")
@@ -34,7 +34,7 @@ async def test_a_commit_that_landed_but_lost_its_reply_is_a_success(make_store, 
 async def test_even_if_another_worker_committed_before_it_was_sent_again(make_store, worker, line):
     store = make_store(line.url)
     record = await step(store, (await create(store, state=b"0"))[0], b"1")
-    line.armed = True
+    line.arm()
     committing = asyncio.ensure_future(step(store, record, b"2"))
     await line.cut.wait()
     assert (await increment(worker)).state == b"3"
@@ -45,7 +45,7 @@ async def test_even_if_another_worker_committed_before_it_was_sent_again(make_st
 async def test_a_create_that_lost_its_reply_made_the_stream(make_store, line):
     store = make_store(line.url)
     await create(store, "warm-up")
-    line.armed = True
+    line.arm()
     assert (await create(store))[1]
     assert line.cut.is_set()
 

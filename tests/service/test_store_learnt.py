@@ -3,36 +3,63 @@
 import os
 
 import pytest
-from stores import STEP, Line, Traffic, create, step
+from stores import STEP, Line, Traffic, create, snapshot, step
 
-from normstream.service.storage.records import Conflict, StoreUnavailable
+from normstream.service.storage import blob_shelf
+from normstream.service.storage.records import Conflict, StoreUnavailable, UnknownSnapshot, UnknownStream
 from normstream.service.storage.redis_link import connect
 
-NEW_FIELDS = ("learnt", "learnt_tag", "scores")
+NEW_FIELDS = ("learnt_tag", "learnt_bytes", "scores")
+FOR_EVER = -1
+
+
+@pytest.fixture
+def tiny_pieces(monkeypatch):
+    """Pieces of four bytes."""
+    monkeypatch.setattr(blob_shelf, "PIECE_BYTES", 4)
+
+
+@pytest.fixture
+async def redis(redis_url):
+    async with connect(redis_url) as client:
+        yield client
+
+
+def blob_of(store, record):
+    return store._keys.learnt(record.id, record.learnt_tag)
+
+
+async def blobs(redis, store, stream_id="gate"):
+    """The keys of all that was ever learnt and is still there."""
+    return {key.decode() async for key in redis.scan_iter(store._keys.learnt(stream_id, "*"), count=10_000)}
 
 
 async def test_a_stream_begins_with_what_it_is_given(store, worker):
     record, _ = await create(store, learnt=b"network")
-    assert (record.learnt, record.scores, record.state_bytes) == (b"network", b"", len(b"source" + b"network"))
+    assert (record.learnt_bytes, record.scores, record.state_bytes) == (7, b"", len(b"source" + b"network"))
     assert record.learnt_tag
     assert (await worker.load("gate"))[0] == record
+    assert await worker.learnt(record) == b"network"
     assert (await worker.peek("gate")).state_bytes == record.state_bytes
     plain, _ = await create(store, "plain")
-    assert (plain.learnt, plain.learnt_tag, plain.scores) == (b"", "", b"")
+    assert (plain.learnt_bytes, plain.learnt_tag, plain.scores) == (0, "", b"")
+    assert await worker.learnt(plain) == b""
 
 
 async def test_a_commit_changes_what_it_is_given_and_leaves_the_rest(store, worker):
     first, _ = await create(store, learnt=b"network")
     second = await step(store, first, learnt=b"more", scores=b"1/2")
-    assert (second.learnt, second.scores, second.state_bytes) == (b"more", b"1/2", len(b"adapted" + b"more"))
+    assert (second.learnt_bytes, second.scores, second.state_bytes) == (4, b"1/2", len(b"adapted" + b"more"))
     assert second.learnt_tag not in ("", first.learnt_tag)
     assert (await worker.load("gate"))[0] == second
     third = await step(worker, second, b"x")
-    assert (third.learnt, third.learnt_tag, third.scores) == (b"more", second.learnt_tag, b"1/2")
+    assert (third.learnt_tag, third.scores) == (second.learnt_tag, b"1/2")
     assert (await store.load("gate"))[0] == third
+    assert await store.learnt(third) == b"more"
     fourth = await step(store, third, learnt=b"", scores=b"")
-    assert (fourth.learnt, fourth.learnt_tag, fourth.scores) == (b"", "", b"")
+    assert (fourth.learnt_bytes, fourth.learnt_tag, fourth.scores) == (0, "", b"")
     assert (await worker.load("gate"))[0] == fourth
+    assert await worker.learnt(fourth) == b""
 
 
 async def test_the_same_learnt_again_has_another_tag(store):
@@ -50,77 +77,245 @@ async def test_a_late_lesson_conflicts_and_changes_nothing(store, worker):
     with pytest.raises(Conflict):
         await step(store, record, learnt=b"mine", scores=b"mine")
     assert (await store.load("gate"))[0] == new
+    assert await store.learnt(new) == b"theirs"
 
 
 async def test_a_fork_has_learnt_the_same_and_no_scores(store):
     record, _ = await create(store, learnt=b"network")
     record = await step(store, record, learnt=b"more", scores=b"1/2")
     fork = await store.fork("gate", "gate-2")
-    assert (fork.learnt, fork.scores) == (b"more", b"")
+    assert (await store.learnt(fork), fork.scores) == (b"more", b"")
     await step(store, fork, learnt=b"elsewhere")
     assert (await store.load("gate"))[0] == record
+    assert await store.learnt(record) == b"more"
 
 
-async def test_what_was_learnt_travels_only_when_it_changed(store, worker, redis_url):
+async def test_what_was_learnt_travels_only_when_asked_for(store, worker, redis):
     record, _ = await create(store, learnt=os.urandom(2_000_000))
-    async with connect(redis_url) as redis:
-        traffic = Traffic(redis)
+    traffic = Traffic(redis)
+    await traffic.since()
+    for _ in range(3):
         await worker.load("gate")
-        assert await traffic.since() > 2_000_000
-        for _ in range(3):
-            record = await step(store, record, os.urandom(100), scores=b"1/2")
-            assert (await worker.load("gate"))[0] == record
-        assert await traffic.since() < 20_000
-        record = await step(worker, record, learnt=os.urandom(2_000_000))
+        record = await step(store, record, os.urandom(100), scores=b"1/2")
         assert (await worker.load("gate"))[0] == record
-        assert await traffic.since() < 20_000
-        assert (await store.load("gate"))[0] == record
-        assert await traffic.since() > 2_000_000
+    assert await traffic.since() < 20_000
+    await worker.learnt(record)
+    assert await traffic.since() > 2_000_000
 
 
-async def test_streams_of_before_are_read_and_may_learn(store, make_store, redis_url):
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 8, 33])
+@pytest.mark.usefixtures("tiny_pieces")
+async def test_blobs_of_all_sizes_come_back(store, worker, redis, size):
+    learnt, state = os.urandom(size), os.urandom(size)
+    record = await step(store, (await create(store, learnt=learnt))[0], learnt=learnt)
+    assert await worker.learnt(record) == learnt
+    assert all(len(piece) <= 4 for piece in await redis.hvals(blob_of(store, record)))
+    await store.put_snapshot(snapshot(state=state))
+    assert await worker.snapshot("snap-1") == snapshot(state=state)
+
+
+async def test_no_exchange_is_longer_than_a_piece(store, redis):
+    record, _ = await create(store, learnt=os.urandom(2_500_000))
+    sizes = [len(piece) for piece in await redis.hvals(blob_of(store, record))]
+    assert max(sizes) == blob_shelf.PIECE_BYTES
+    assert len(sizes) == 3
+
+
+async def test_only_what_a_stream_has_learnt_last_stays(store, worker, redis):
+    record, _ = await create(store, learnt=b"network")
+    for lesson in range(3):
+        record = await step(store, record, learnt=b"%d" % lesson)
+        assert await blobs(redis, store) == {blob_of(store, record)}
+        assert await redis.pttl(blob_of(store, record)) == FOR_EVER
+    late = record
+    record = await step(store, record)
+    with pytest.raises(Conflict):
+        await step(worker, late, learnt=b"late")
+    (abandoned,) = await blobs(redis, store) - {blob_of(store, record)}
+    assert 0 < await redis.pttl(abandoned) <= 60_000
+    await step(store, record, learnt=b"")
+    assert await blobs(redis, store) == {abandoned}
+
+
+async def test_a_stream_that_exists_leaves_nothing_of_the_one_to_be_made(store, redis):
+    record, _ = await create(store, learnt=b"network")
+    assert await create(store, learnt=b"other") == (record, False)
+    (abandoned,) = await blobs(redis, store) - {blob_of(store, record)}
+    assert 0 < await redis.pttl(abandoned) <= 60_000
+    assert await redis.pttl(blob_of(store, record)) == FOR_EVER
+
+
+async def test_a_deleted_stream_takes_along_what_it_has_learnt(store, redis):
+    await create(store, learnt=b"network")
+    await store.delete("gate")
+    assert await blobs(redis, store) == set()
+
+
+async def test_what_was_learnt_lives_as_long_as_its_stream(store, worker, redis):
+    record, _ = await create(store, learnt=b"network", idle_ttl_s=60)
+
+    async def lives():
+        return [await redis.pttl(key) for key in (store._keys.stream("gate"), blob_of(store, record))]
+
+    async def shortened():
+        for key in (store._keys.stream("gate"), blob_of(store, record)):
+            await redis.pexpire(key, 1000)
+
+    assert all(50_000 < left <= 60_000 for left in await lives())
+    await shortened()
+    await worker.load("gate")
+    assert all(50_000 < left <= 60_000 for left in await lives())
+    await shortened()
+    record = await step(store, record)
+    assert all(50_000 < left <= 60_000 for left in await lives())
+    record = await step(store, record, learnt=b"more")
+    assert all(50_000 < left <= 60_000 for left in await lives())
+
+
+async def test_a_piece_that_comes_late_does_not_end_the_life_of_the_blob(store, redis):
+    record, _ = await create(store, learnt=b"network")
+    await store._put_learnt("gate", record.learnt_tag, b"network")
+    assert await redis.pttl(blob_of(store, record)) == FOR_EVER
+    await store.put_snapshot(snapshot())
+    tag = (await redis.hget(store._keys.snapshot("snap-1"), "state_tag")).decode()
+    key = store._keys.snapshot_state("snap-1", tag)
+    await store._shelf._states.put(key, b"kept", record=store._keys.snapshot("snap-1"), tag=tag)
+    assert await redis.pttl(key) == FOR_EVER
+
+
+async def test_a_reader_that_comes_too_late_is_told(store, worker):
+    record, _ = await create(store, learnt=b"network")
+    await step(worker, record, learnt=b"more")
+    with pytest.raises(Conflict):
+        await store.learnt(record)
+    await worker.delete("gate")
+    with pytest.raises(UnknownStream):
+        await store.learnt(record)
+
+
+@pytest.mark.usefixtures("tiny_pieces")
+async def test_what_redis_lost_is_missing(store, redis):
+    record, _ = await create(store, learnt=b"network")
+    await redis.hdel(blob_of(store, record), "1")
+    assert await store.learnt(record) == b"netw"
+    await store.put_snapshot(snapshot(state=b"network"))
+    tag = (await redis.hget(store._keys.snapshot("snap-1"), "state_tag")).decode()
+    await redis.hdel(store._keys.snapshot_state("snap-1", tag), "0")
+    assert (await store.snapshot("snap-1")).state == b""
+
+
+async def test_a_snapshot_deleted_while_it_is_read_is_unknown(store, worker, monkeypatch):
+    await store.put_snapshot(snapshot())
+    get = store._shelf._states.get
+
+    async def too_late(key, size):
+        await worker.delete_snapshot("snap-1")
+        return await get(key, size)
+
+    monkeypatch.setattr(store._shelf._states, "get", too_late)
+    with pytest.raises(UnknownSnapshot):
+        await store.snapshot("snap-1")
+
+
+async def test_without_all_its_pieces_nothing_is_made(store, redis, monkeypatch):
+    record, _ = await create(store, learnt=b"network")
+    for shelf in (store._learnt, store._shelf._states):
+
+        async def lost(key, data, put=shelf.put, **rest):
+            pieces = await put(key, data, **rest)
+            await redis.delete(key)
+            return pieces
+
+        monkeypatch.setattr(shelf, "put", lost)
+    with pytest.raises(Conflict):
+        await step(store, record, learnt=b"more", events=[STEP])
+    with pytest.raises(StoreUnavailable, match="a part of the stream"):
+        await create(store, "other", learnt=b"network")
+    with pytest.raises(StoreUnavailable, match="a part of the snapshot"):
+        await store.put_snapshot(snapshot())
+    assert (await store.load("gate"))[0] == record
+    assert await store.learnt(record) == b"network"
+    assert [each.id for each in (await store.streams())[0]] == ["gate"]
+    with pytest.raises(UnknownSnapshot):
+        await store.snapshot("snap-1")
+
+
+async def test_snapshots_leave_nothing_behind(store, redis):
+    await store.put_snapshot(snapshot())
+    assert not await store.put_snapshot(snapshot(state=b"second"))
+    await store.delete_snapshot("snap-1")
+    left = [key async for key in redis.scan_iter(store._keys.snapshot("snap-1") + "*", count=10_000)]
+    assert all([0 < await redis.pttl(key) <= 60_000 for key in left])
+    assert len(left) == 1
+
+
+async def test_streams_of_before_are_read_and_may_learn(store, make_store, redis):
     record, _ = await create(store)
-    async with connect(redis_url) as redis:
-        await redis.hdel(store._keys.stream("gate"), *NEW_FIELDS)
+    await redis.hdel(store._keys.stream("gate"), *NEW_FIELDS)
     assert (await make_store().load("gate"))[0] == record
+    assert await make_store().learnt(record) == b""
     assert await create(make_store()) == (record, False)
     record = await step(store, record)
     record = await step(make_store(), record, learnt=b"network", scores=b"1/2")
     assert (await store.load("gate"))[0] == record
+    assert await store.learnt(record) == b"network"
 
 
-async def test_nobody_takes_what_a_predecessor_learnt_for_a_stream_of_before(store, worker, redis_url):
+async def test_nobody_takes_what_a_predecessor_learnt_for_a_stream_of_before(store, worker, redis):
     await create(store, learnt=b"network")
     await worker.load("gate")
     await store.delete("gate")
     new, _ = await create(store)
-    async with connect(redis_url) as redis:
-        await redis.hdel(store._keys.stream("gate"), *NEW_FIELDS)
+    await redis.hdel(store._keys.stream("gate"), *NEW_FIELDS)
     assert (await worker.load("gate"))[0] == new
+    assert await worker.learnt(new) == b""
 
 
-async def test_a_version_that_came_back_keeps_what_it_learnt_itself(store, worker, redis_url):
+async def test_a_version_that_came_back_keeps_what_it_learnt_itself(store, worker, redis):
     record, _ = await create(store, learnt=b"network")
     lost = await step(store, record, learnt=b"lost")
-    async with connect(redis_url) as redis:  # a fail-over to a replica that had not heard of the last commit
-        before = {"version": 1, "learnt": b"network", "learnt_tag": record.learnt_tag, "done": ""}
-        await redis.hset(store._keys.stream("gate"), mapping=before)
+    # A fail-over to a replica that had not heard of the last commit.
+    before = {"version": 1, "learnt_tag": record.learnt_tag, "learnt_bytes": 7, "done": ""}
+    await redis.hset(store._keys.stream("gate"), mapping=before)
+    await redis.hset(blob_of(store, record), mapping={"0": b"network"})
+    await redis.delete(blob_of(store, lost))
     second = await step(worker, record, learnt=b"second")
     assert second.version == lost.version
     with pytest.raises(Conflict):
         await step(store, lost)
-    assert (await store.load("gate"))[0].learnt == b"second"
+    with pytest.raises(Conflict):
+        await store.learnt(lost)
+    assert await store.learnt((await store.load("gate"))[0]) == b"second"
 
 
-async def test_a_lesson_that_landed_but_lost_its_reply_is_a_success(make_store, worker, redis_url, data):
+@pytest.mark.parametrize("delivered", [0, 1, 2, 3], ids=["first piece", "second piece", "last piece", "commit"])
+@pytest.mark.usefixtures("tiny_pieces")
+async def test_a_lesson_that_landed_but_lost_a_reply_is_a_success(make_store, worker, redis_url, data, delivered):
     async with Line(redis_url, data.with_name("line.sock")) as line:
         store = make_store(line.url)
         record = await step(store, (await create(store, learnt=b"network"))[0])
-        line.armed = True
-        new = await step(store, record, learnt=b"once", scores=b"1/2")
+        line.arm(delivered)
+        new = await step(store, record, learnt=b"twelve bytes", scores=b"1/2")
         assert line.cut.is_set()
         assert (await worker.load("gate"))[0] == new
-        assert (new.version, new.learnt) == (3, b"once")
+        assert (new.version, await worker.learnt(new)) == (3, b"twelve bytes")
+
+
+@pytest.mark.parametrize("delivered", [0, 1], ids=["piece", "record"])
+async def test_what_was_made_but_lost_a_reply_is_made_once(make_store, worker, redis_url, data, delivered):
+    async with Line(redis_url, data.with_name("line.sock")) as line:
+        store = make_store(line.url)
+        record, _ = await create(store, "warm-up", learnt=b"0")
+        await store.put_snapshot(snapshot("snap-0"))
+        line.arm(delivered)
+        record, made = await create(store, learnt=b"network")
+        assert made
+        assert line.cut.is_set()
+        assert await worker.learnt(record) == b"network"
+        line.arm(delivered)
+        assert await store.put_snapshot(snapshot())
+        assert line.cut.is_set()
+        assert await worker.snapshot("snap-1") == snapshot()
 
 
 async def test_out_of_memory_a_lesson_writes_nothing_by_halves(make_store, own_redis):
@@ -128,9 +323,13 @@ async def test_out_of_memory_a_lesson_writes_nothing_by_halves(make_store, own_r
     record, _ = await create(store, learnt=b"network")
     async with connect(own_redis.url) as redis:
         await redis.config_set("maxmemory", 1)
+        for learnt in (b"more", b""):  # refused with its first piece, and with the commit
+            with pytest.raises(StoreUnavailable, match="no memory left"):
+                await step(store, record, learnt=learnt, scores=b"1/2", events=[STEP], labelled=[("a-0", "cat")])
         with pytest.raises(StoreUnavailable, match="no memory left"):
-            await step(store, record, learnt=b"more", scores=b"1/2", events=[STEP], labelled=[("a-0", "cat")])
+            await store.put_snapshot(snapshot())
         assert (await make_store(own_redis.url).load("gate"))[0] == record
+        assert await store.learnt(record) == b"network"
         assert await store.unlabelled("gate", ["a-0"]) == {}
         await redis.config_set("maxmemory", 0)
     await step(store, record, learnt=b"more")
