@@ -35,6 +35,11 @@ class BlobShelf:
                 await self._stage([key, record], [self._field, tag, place, piece, _STAGED_MS])
         return pieces
 
+    async def drop(self, key: str) -> None:
+        """Take away a blob that has become no record's."""
+        async with self._link.reach() as redis:
+            await redis.unlink(key)
+
     async def get(self, key: str, size: int) -> bytes:
         """A blob of this size; cut short where a piece is missing."""
         data = bytearray()

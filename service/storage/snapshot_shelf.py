@@ -41,6 +41,8 @@ class SnapshotShelf:
                 await redis.zadd(self._keys.snapshots_of(record.stream), {record.id: record.created_at})
         if outcome == b"conflict":
             raise StoreUnavailable("Redis lost a part of the snapshot before it was made.")
+        if outcome == b"exists":
+            await self._states.drop(state)
         return bool(outcome == b"done")
 
     async def get(self, snapshot_id: str) -> SnapshotRecord:

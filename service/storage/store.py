@@ -195,7 +195,10 @@ class Store:
             raise StoreUnavailable("Redis lost a part of the stream before it was made.")
         record = self._admit(new.id, from_fields(StreamRecord, found) if found else new)
         # A client that lost the reply sends the command again, and finds what it made itself.
-        return record, record.generation == new.generation
+        made = record.generation == new.generation
+        if pieces and not made:
+            await self._learnt.drop(self._keys.learnt(new.id, new.learnt_tag))
+        return record, made
 
     async def load(self, stream_id: str, idempotency_key: str | None = None) -> tuple[StreamRecord, Replay | None]:
         """Read a stream in one round trip, in which a state travels only if it changed; counts as use.
@@ -341,6 +344,8 @@ class Store:
             outcome = await self._commit(keys, args)
         if outcome != b"done":
             self._cache.drop(record.id)
+            if pieces:
+                await self._learnt.drop(self._keys.learnt(record.id, new.learnt_tag))
             raise UnknownStream(record.id) if outcome == b"unknown" else Conflict(record.id)
         self._cache.put(new)
         return new
