@@ -12,7 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from normstream.adaptation import HostedModel, Report, Request, Result, class_names, drift, encode, labels, step
+from normstream.adaptation import (
+    HostedModel,
+    Report,
+    Request,
+    Result,
+    StreamState,
+    class_names,
+    drift,
+    encode,
+    labels,
+    step,
+)
 from normstream.service.images import refuse_overflow
 from normstream.service.scheduler import Scheduler
 from normstream.service.settings import Settings
@@ -40,7 +51,7 @@ class Engine:
     def __init__(self, hosted: HostedModel, thread: Executor, settings: Settings) -> None:
         self.hosted = hosted
         self.labels = labels(hosted)
-        self.names = class_names(hosted)
+        self._names = class_names(hosted)
         self._thread = thread
         self._scheduler: Scheduler[Request, Answer] = Scheduler(
             self._serve, thread, max_batch=settings.max_batch, max_wait_s=settings.max_wait_ms / 1000
@@ -57,6 +68,14 @@ class Engine:
     async def do(self, work: Callable[..., Made], *arguments: object) -> Made:
         """Other work on tensors: `work(hosted, *arguments)`, on the same thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, self.hosted, *arguments)
+
+    def names_of(self, state: StreamState) -> Sequence[str]:
+        """Of a stream's classes, as labels call them; numbers, where the model's names are unknown."""
+        return self._names if state.learnt is None else state.learnt.names
+
+    def labels_of(self, state: StreamState) -> Sequence[str] | None:
+        """The same as they are shown; None where they are unknown."""
+        return self.labels if state.learnt is None else state.learnt.names
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Engine"]:

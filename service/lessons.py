@@ -21,7 +21,6 @@ from normstream.adaptation import (
     StateError,
     StreamState,
     learn,
-    names_of,
 )
 from normstream.service.engine import Engine
 from normstream.service.errors import Conflict, Invalid
@@ -41,7 +40,7 @@ class LabelledStream(NamedTuple):
     record: StreamRecord
     engine: Engine
     state: StreamState
-    names: tuple[str, ...]  # of its classes
+    names: Sequence[str]  # of its classes
     scores: Scores
 
 
@@ -105,7 +104,7 @@ class Lessons:
         if generation not in {None, record.generation}:
             raise UnknownStream(stream_id)
         engine = self._streams.engine(record)
-        return LabelledStream(record, engine, state, names_of(engine.hosted, state), Scores.unpack(record.scores))
+        return LabelledStream(record, engine, state, engine.names_of(state), Scores.unpack(record.scores))
 
     async def unlabelled(self, stream: LabelledStream, images: Sequence[NamedImage]) -> tuple[list[NamedImage], Found]:
         """Those of the images that may have their label now, and what the store holds of them.

@@ -64,8 +64,7 @@ class Predictor:
                         answer = await engine.step(Request(state, tensor, asked.adapt))
                         prediction_id = new_prediction() if self._settings.label_ttl_s else None
                         waiting = await self._waiting(prediction_id, engine, state, tensor, answer)
-                    names = engine.labels if state.learnt is None else state.learnt.names
-                    predicted = present(record, answer, asked, names, prediction_id)
+                    predicted = present(record, answer, asked, engine.labels_of(state), prediction_id)
                     return await self._conclude(record, answer, predicted, key, digest, waiting)
                 stale = True  # Another server moved the stream meanwhile: begin again from where it is now.
         raise contended(stream_id)
@@ -85,7 +84,7 @@ class Predictor:
         if learning is not None and learning.unlabelled != "nothing":
             work = partial(pack, learning, engine.hosted, tensor, answer.features)
             kept = await to_thread.run_sync(work, limiter=self._streams.decoders, abandon_on_cancel=True)
-        return unlabelled(prediction_id, answer, engine.names if state.learnt is None else state.learnt.names, kept)
+        return unlabelled(prediction_id, answer, engine.names_of(state), kept)
 
     async def _conclude(
         self,
