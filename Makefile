@@ -29,6 +29,7 @@ benchmarks: setup ## measure speed and memory (on a machine that does nothing el
 	$(BIN)/python benchmarks/forward.py
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/storing.py
 
 docs: setup ## rewrite the tables of the pages about members
 	$(BIN)/python docs/members/tables.py
