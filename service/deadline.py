@@ -1,4 +1,4 @@
-"""How long a request may wait: for its body, for its turn, for the model."""
+"""How long a request may wait: for its body, for its turn, for a large state, for the model."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,7 +8,7 @@ from normstream.service.errors import TimedOut
 
 
 class Deadline:
-    """The time by which a request's waiting must be over; what goes to the store is bounded by the store."""
+    """The time by which a request's waiting must be over; one exchange with the store is bounded by the store."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s

@@ -27,6 +27,7 @@ from starlette.requests import ClientDisconnect
 
 from normstream.service.storage.records import Conflict as StoreConflict
 from normstream.service.storage.records import (
+    Incomplete,
     QueueFull,
     StoreUnavailable,
     StreamExists,
@@ -155,8 +156,8 @@ def answer_with_problems(app: FastAPI) -> None:
     """Make every error of `app` a problem document, those of the framework and of the store included."""
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
-    kinds = (UnknownStream, UnknownSnapshot, UnknownEdge, StreamExists, StoreConflict, QueueFull, StoreUnavailable)
-    for kind in kinds:
+    kinds = (UnknownStream, UnknownSnapshot, UnknownEdge, StreamExists, StoreConflict, Incomplete, QueueFull)
+    for kind in (*kinds, StoreUnavailable):
         app.add_exception_handler(kind, _store)
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)
@@ -216,6 +217,8 @@ async def _store(_: Request, error: Exception) -> Response:
             problem = Conflict(f"{error} Choose another id, or delete it first.")
         case StoreConflict():
             problem = Conflict(f"{error} Send the request again.")
+        case Incomplete():
+            problem = Conflict(f"{error} Delete it, or reset the stream.")
         case QueueFull():
             problem = Overloaded(f"{error} None was taken in. Send them again later.", retry_after_s=10)
         case _:

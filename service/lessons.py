@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -29,8 +29,9 @@ from normstream.service.label_checks import Found, NamedImage, check_room, witho
 from normstream.service.label_schemas import LearningStep, StreamLearning
 from normstream.service.scores import Judged, Scores
 from normstream.service.settings import Settings
+from normstream.service.storage.blob_shelf import Blob
 from normstream.service.storage.records import Conflict as StoreConflict
-from normstream.service.storage.records import Event, StreamRecord, UnknownStream, Unlabelled
+from normstream.service.storage.records import Event, StreamRecord, Unlabelled
 from normstream.service.streams import COMMIT_ATTEMPTS, Streams, contended
 
 
@@ -66,7 +67,7 @@ class _Given:
     judged: Sequence[Judged]
     state: StreamState
     rest: bytes | None  # the state but for what was learnt; None where the lesson leaves it as it is
-    learnt_bytes: bytes | None  # what was learnt; None where that stays
+    blob: Blob | None  # what was learnt, in the store; None where that stays
     step: LearningStep | None
     unlearnt: int
 
@@ -100,9 +101,7 @@ class Lessons:
         Raises:
             UnknownStream: when it is another than that of the generation, if given.
         """
-        record, state = await self._streams.loaded(stream_id)
-        if generation not in {None, record.generation}:
-            raise UnknownStream(stream_id)
+        record, state = await self._streams.loaded(stream_id, generation)
         engine = self._streams.engine(record)
         return LabelledStream(record, engine, state, engine.names_of(state), Scores.unpack(record.scores))
 
@@ -131,7 +130,7 @@ class Lessons:
             learns: false counts them and no more.
         """
         given = None
-        async with self._streams.turn(first.id):
+        async with self._streams.turn(first.id), AsyncExitStack() as staging:
             for _ in range(COMMIT_ATTEMPTS):
                 stream = await self.loaded(first.id, first.generation)
                 # Checked again, for another request may have had its turn since.
@@ -139,7 +138,7 @@ class Lessons:
                 if not left:
                     return Lesson(stream.record, stream.state.learnt, duplicates=len(images))
                 if given is None or not given.holds_for(stream, left):
-                    given = await self._given(stream, left, found, learns)
+                    given = await self._given(stream, left, found, learns, staging)
                 with suppress(StoreConflict):  # Another server moved it meanwhile: begin again from where it is now.
                     record = await self._committed(stream, given)
                     return Lesson(
@@ -153,21 +152,28 @@ class Lessons:
                     )
         raise contended(first.id)
 
-    async def _given(self, stream: LabelledStream, images: Sequence[NamedImage], found: Found, learns: bool) -> _Given:
-        """A lesson, before it is in the store."""
+    async def _given(
+        self,
+        stream: LabelledStream,
+        images: Sequence[NamedImage],
+        found: Found,
+        learns: bool,
+        staging: AsyncExitStack,
+    ) -> _Given:
+        """A lesson, before it is the stream's; `staging` holds what it is to put there."""
         evidence = await self._evidence(stream, images, found)
         learning = stream.state.recipe.learn if learns else None
         state, step = await self._taught(stream, learning, evidence)
-        rest, learnt = None, None
+        rest, blob = None, None
         if state is not stream.state:
-            rest, learnt = await self._streams.split(state)
+            rest, blob = await self._streams.staged(stream.record.id, state, staging)
         return _Given(
             stream,
             images,
             [each.judged for each in evidence],
             state,
             rest=None if _alike(state.tensors, stream.state.tensors) else rest,
-            learnt_bytes=learnt,
+            blob=blob,
             step=step,
             unlearnt=sum(not each.is_learnable for each in evidence) if learning else 0,
         )
@@ -178,12 +184,12 @@ class Lessons:
             stream.record,
             state=stream.record.state if given.rest is None else given.rest,
             step=stream.record.step,
-            learnt=given.learnt_bytes,
+            learnt=given.blob,
             scores=stream.scores.counting(given.judged).pack(),
             events=[] if given.step is None else [event_of(stream.record, given.learnt, given.step, given.new_classes)],
             labelled=[(each.id, each.mark) for each in given.images if each.id is not None],
         )
-        if given.learnt_bytes is not None and given.learnt is not None:
+        if given.blob is not None and given.learnt is not None:
             self._streams.states.keep(record, given.learnt)
         return record
 

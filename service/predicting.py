@@ -58,7 +58,8 @@ class Predictor:
                 if self._streams.engine(record) is not engine:
                     break  # Deleted meanwhile, and made anew with another model.
                 with suppress(StoreConflict):
-                    state = await self._streams.states.of(record)
+                    async with deadline.kept():
+                        state = await self._streams.states.of(record)
                     _check(record, state, asked)
                     async with deadline.kept():
                         answer = await engine.step(Request(state, tensor, asked.adapt))

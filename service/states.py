@@ -27,7 +27,7 @@ from normstream.adaptation import (
     initial_state,
 )
 from normstream.service.errors import Conflict, invalid
-from normstream.service.storage.records import StreamRecord
+from normstream.service.storage.records import Incomplete, StreamRecord
 
 
 class States:
@@ -59,7 +59,7 @@ class States:
 
         Raises:
             Conflict: when it is damaged.
-            StoreError: when what it has learnt is not that of the record any more.
+            StoreError: when what it had learnt is gone, since it has learnt more.
         """
         try:
             state = decode(record.state)
@@ -70,7 +70,7 @@ class States:
             learnt = await self._decoded(record)
             if (learnt.fingerprint, learnt.learning) != (record.fingerprint, state.recipe.learn):
                 raise StateError("what it has learnt belongs to another model or recipe than the stream")
-        except StateError as error:
+        except (StateError, Incomplete) as error:
             raise Conflict(
                 f"The state of stream {record.id!r} is damaged ({error}). Reset it, or restore a snapshot."
             ) from None

@@ -4,7 +4,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import torch
 from anyio import CapacityLimiter, to_thread
@@ -16,8 +16,9 @@ from normstream.service.errors import Conflict, Problem
 from normstream.service.models import Models, available_cores
 from normstream.service.settings import Settings
 from normstream.service.states import States, admitted, decoded, initial, split
+from normstream.service.storage.blob_shelf import Blob
 from normstream.service.storage.records import Conflict as StoreConflict
-from normstream.service.storage.records import Event, SnapshotRecord, StreamRecord
+from normstream.service.storage.records import Event, SnapshotRecord, StreamRecord, UnknownStream
 from normstream.service.storage.store import Store
 from normstream.service.turns import Turns
 
@@ -48,7 +49,7 @@ class Streams:
     ) -> tuple[StreamRecord, bool]:
         """Make a stream, or find it if it is there with the same model and recipe; says whether it was made."""
         state = await self.initial(model or self.models.default, recipe)
-        rest, learnt = await self.split(state)
+        rest, learnt = await self._split(state)
         record, made = await self.store.create(
             stream_id or f"stream-{secrets.token_hex(8)}",
             model=state.model,
@@ -58,8 +59,6 @@ class Streams:
             learnt=learnt or b"",
             idle_ttl_s=idle_ttl_s,
         )
-        if made and state.learnt is not None:
-            self.states.keep(record, state.learnt)
         if (record.model, record.recipe) == (state.model, recipe.canonical()):
             self.engine(record)  # Of the same weights too.
         else:
@@ -73,8 +72,14 @@ class Streams:
         """The state of a stream that has seen nothing; refused when the model cannot follow the recipe."""
         return await self.models[model].do(initial, recipe, self.models.teacher(recipe))
 
-    async def split(self, state: StreamState) -> tuple[bytes, bytes | None]:
-        """A state as the store's two blobs."""
+    async def staged(self, stream_id: str, state: StreamState, staging: AsyncExitStack) -> tuple[bytes, Blob | None]:
+        """A state as a commit takes it: what was learnt is put down in the store, for as long as `staging` is open."""
+        rest, learnt = await self._split(state)
+        if learnt is None:
+            return rest, None
+        return rest, await staging.enter_async_context(self.store.staged(stream_id, learnt))
+
+    async def _split(self, state: StreamState) -> tuple[bytes, bytes | None]:
         return await to_thread.run_sync(split, state, limiter=self.decoders)
 
     async def reset(self, stream_id: str) -> StreamRecord:
@@ -131,10 +136,16 @@ class Streams:
             raise Conflict(f"There is another snapshot {snapshot_id!r}. Choose another id, or delete it first.")
         return found, False
 
-    async def loaded(self, stream_id: str) -> tuple[StreamRecord, StreamState]:
-        """A stream as it is now, and its state."""
+    async def loaded(self, stream_id: str, generation: str | None = None) -> tuple[StreamRecord, StreamState]:
+        """A stream as it is now, and its state.
+
+        Raises:
+            UnknownStream: when it is another than that of the generation, if given.
+        """
         for _ in range(COMMIT_ATTEMPTS):
             record, _ = await self.store.load(stream_id)
+            if generation not in {None, record.generation}:
+                raise UnknownStream(stream_id)
             with suppress(StoreConflict):  # Another server taught it meanwhile.
                 return record, await self.states.of(record)
         raise contended(stream_id)
@@ -160,12 +171,15 @@ class Streams:
         *,
         forget: bool = False,
     ) -> StreamRecord:
-        async with self.turn(stream_id):
+        made_for = None
+        async with self.turn(stream_id), AsyncExitStack() as staging:
             for _ in range(COMMIT_ATTEMPTS):
                 record, _ = await self.store.load(stream_id)
                 waiting = await self.store.samples.ids(stream_id) if forget else []
-                state = await make(record)
-                rest, learnt = await self.split(state)
+                if made_for != record.generation:
+                    state = await make(record)
+                    rest, learnt = await self.staged(stream_id, state, staging)
+                    made_for = record.generation
                 data = json.dumps({"step": state.step, "version": record.version + 1}).encode()
                 with suppress(StoreConflict):
                     record = await self.store.commit(

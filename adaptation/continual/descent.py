@@ -24,13 +24,17 @@ class Descent(Frozen):
         return optimizers.initial_memory(self.name, parameter)
 
     def step(self, parameter: Tensor, gradient: Tensor, memory: Tensors, share: float) -> tuple[Tensor, Tensors]:
-        """The parameter after one step, and the memory; `share` is of the step size."""
+        """The parameter after this share of a step, and the memory.
+
+        Sgd takes the share of the gradient, so that it is the velocity's too; to adam, which normalises gradients, that
+        would mean nothing, and it takes the share of the rate.
+        """
         if not memory:
-            return parameter - share * self.lr * gradient, memory
+            return parameter - self.lr * share * gradient, memory
         rows = {name: value.unsqueeze(0) for name, value in memory.items()}
-        row, step, lr = parameter.unsqueeze(0), gradient.unsqueeze(0), torch.full((1,), share * self.lr).to(parameter)
+        row, step, lr = parameter.unsqueeze(0), gradient.unsqueeze(0), torch.full((1,), self.lr).to(parameter)
         if self.name == "sgd":
-            moved, rows = optimizers.sgd(row, step, rows, lr, self.momentum)
+            moved, rows = optimizers.sgd(row, share * step, rows, lr, self.momentum)
         else:
-            moved, rows = optimizers.adam(row, step, rows, lr)
+            moved, rows = optimizers.adam(row, step, rows, share * lr)
         return moved[0], {name: value[0] for name, value in rows.items()}

@@ -22,10 +22,6 @@ class Keyspace:
         """Hash of the stream's record."""
         return f"{self.prefix}:{{{stream_id}}}:stream"
 
-    def learnt(self, stream_id: str, tag: str) -> str:
-        """Hash of the pieces of what the stream has learnt; no such key where the tag is empty."""
-        return f"{self.prefix}:{{{stream_id}}}:learnt:{tag}"
-
     def events(self, stream_id: str) -> str:
         """Redis stream of what happened to the stream."""
         return f"{self.prefix}:{{{stream_id}}}:events"
@@ -41,10 +37,6 @@ class Keyspace:
     def snapshot(self, snapshot_id: str) -> str:
         """Hash of a snapshot's record."""
         return f"{self.prefix}:{{{snapshot_id}}}:snapshot"
-
-    def snapshot_state(self, snapshot_id: str, tag: str) -> str:
-        """Hash of the pieces of its state."""
-        return f"{self.snapshot(snapshot_id)}:{tag}"
 
     @property
     def edges(self) -> str:

@@ -7,6 +7,7 @@ StoreError
 ├── UnknownEdge         no such edge
 ├── QueueFull           as many samples of a stream wait as may
 ├── Conflict            another worker changed the stream first: load it and do the work again
+├── Incomplete          Redis lost a part of a state
 └── StoreUnavailable    Redis is away, full, read-only or too slow; nothing is known of the last write
 """
 # ruff: noqa: N818  (the names say what happened)
@@ -70,6 +71,13 @@ class Conflict(StoreError):
     def __init__(self, stream_id: str) -> None:
         super().__init__(f"Stream '{stream_id}' was changed elsewhere: load it and do the work again.")
         self.stream_id = stream_id
+
+
+class Incomplete(StoreError):
+    """Redis lost a part of what a record names."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"Redis lost a part of {what}.")
 
 
 class StoreUnavailable(StoreError):

@@ -123,11 +123,11 @@ async def _eviction_warnings(redis: Redis) -> list[str]:
     except ResponseError as error:
         return [
             f"Redis does not tell its maxmemory-policy ({error}): make sure that it is 'noeviction', "
-            "for an evicted state is a silent reset."
+            "for an evicted state is lost."
         ]
     if policy in ("noeviction", b"noeviction"):
         return []
     return [
-        f"Redis may drop streams when memory is short (maxmemory-policy {policy}): an evicted state is a "
-        "silent reset. Set it to 'noeviction'."
+        f"Redis may drop streams when memory is short (maxmemory-policy {policy}): an evicted state is "
+        "lost. Set it to 'noeviction'."
     ]

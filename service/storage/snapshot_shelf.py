@@ -1,12 +1,12 @@
 """Snapshots in Redis: states that outlive the streams they were taken from."""
 
-import secrets
 from itertools import chain
 from typing import Any
 
-from normstream.service.storage.blob_shelf import BlobShelf
+from normstream.service.storage.blob_shelf import Blob, BlobShelf
 from normstream.service.storage.keyspace import Keyspace
 from normstream.service.storage.records import (
+    Incomplete,
     Snapshot,
     SnapshotRecord,
     SnapshotSummary,
@@ -25,24 +25,25 @@ class SnapshotShelf:
     def __init__(self, link: RedisLink, keys: Keyspace) -> None:
         self._link = link
         self._keys = keys
-        self._states = BlobShelf(link, "state_tag")
+        self._blobs = BlobShelf(link, "state_tag")
         self._shelve = link.script("shelve")
+        self._unshelve = link.script("unshelve")
 
     async def put(self, record: SnapshotRecord) -> bool:
         """Keep a snapshot; False when there is one of its id already, which stays as it is."""
-        key, tag = self._keys.snapshot(record.id), secrets.token_hex(8)
-        state = self._keys.snapshot_state(record.id, tag)
+        key = self._keys.snapshot(record.id)
+        async with self._link.reach() as redis:
+            if await redis.exists(key):
+                return False
         fields = {**to_fields(record), "state_bytes": record.state_bytes}
         del fields["state"]
-        pieces = await self._states.put(state, record.state, record=key, tag=tag)
-        async with self._link.reach() as redis:
-            outcome = await self._shelve([key, state], [tag, pieces, *chain.from_iterable(fields.items())])
+        async with self._blobs.staged(key, record.state) as blob, self._link.reach() as redis:
+            args = [blob.tag, blob.pieces, *chain.from_iterable(fields.items())]
+            outcome = await self._shelve([key, blob.key(key)], args)
             if outcome == b"done" and record.stream is not None:
                 await redis.zadd(self._keys.snapshots_of(record.stream), {record.id: record.created_at})
-        if outcome == b"conflict":
-            raise StoreUnavailable("Redis lost a part of the snapshot before it was made.")
-        if outcome == b"exists":
-            await self._states.drop(state)
+        if outcome == b"incomplete":
+            raise StoreUnavailable(f"Redis lost a part of snapshot '{record.id}' before it was made.")
         return bool(outcome == b"done")
 
     async def get(self, snapshot_id: str) -> SnapshotRecord:
@@ -50,20 +51,22 @@ class SnapshotShelf:
 
         Raises:
             UnknownSnapshot: There is none.
+            Incomplete: Redis lost a part of it.
         """
         key = self._keys.snapshot(snapshot_id)
         async with self._link.reach() as redis:
             found: Any = await redis.hmget(key, [*field_names(SnapshotSummary), "state_tag"])
         *values, tag = found
-        if tag is None:
+        if values[0] is None:
             raise UnknownSnapshot(snapshot_id)
         summary = from_fields(SnapshotSummary, values)
         owned("snapshot", snapshot_id, summary.id)
-        state = await self._states.get(self._keys.snapshot_state(snapshot_id, tag.decode()), summary.state_bytes)
-        if len(state) != summary.state_bytes:
-            async with self._link.reach() as redis:
-                if await redis.hget(key, "state_tag") != tag:  # Deleted meanwhile.
-                    raise UnknownSnapshot(snapshot_id)
+        what = f"snapshot '{snapshot_id}'"
+        if tag is None:
+            raise Incomplete(what)
+        state = await self._blobs.read(key, Blob(tag.decode(), summary.state_bytes), what)
+        if state is None:
+            raise UnknownSnapshot(snapshot_id)
         return SnapshotRecord(state=state, **{name: getattr(summary, name) for name in field_names(Snapshot)})
 
     async def of_stream(self, stream_id: str) -> list[SnapshotSummary]:
@@ -83,11 +86,9 @@ class SnapshotShelf:
         Raises:
             UnknownSnapshot: There is none.
         """
-        key = self._keys.snapshot(snapshot_id)
         async with self._link.reach() as redis:
-            found: Any = await redis.hmget(key, ["stream", "state_tag"])
-            stream, tag = found
-            if tag is None or not await redis.unlink(key, self._keys.snapshot_state(snapshot_id, tag.decode())):
+            stream = await self._unshelve([self._keys.snapshot(snapshot_id)])
+            if stream is None:
                 raise UnknownSnapshot(snapshot_id)
             if stream:
                 await redis.zrem(self._keys.snapshots_of(stream.decode()), snapshot_id)

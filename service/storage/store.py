@@ -2,7 +2,7 @@
 
 A worker loads a stream, computes, and commits; the commit holds only if nobody else has committed since, and
 writes state, version, idempotency record, events and labels in one atomic step. States are opaque bytes. What a stream
-has learnt from labels may be large: its pieces are put down before the commit, which makes them the stream's.
+has learnt from labels may be large: it is put down in pieces before the commit, which makes them the stream's.
 """
 
 import json
@@ -10,13 +10,14 @@ import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 from redis.asyncio import Redis
 
-from normstream.service.storage.blob_shelf import BlobShelf
+from normstream.service.storage.blob_shelf import Blob, BlobShelf
 from normstream.service.storage.edge_shelf import EdgeShelf
 from normstream.service.storage.event_log import EventLog
 from normstream.service.storage.keyspace import Keyspace
@@ -47,16 +48,17 @@ from normstream.service.storage.stream_index import StreamIndex
 from normstream.service.storage.unlabelled_shelf import UnlabelledShelf
 
 DELETED_EVENTS_TTL_S = 60.0
+READ_ON_S = 5.0  # what was learnt before, for those who are reading it
 
 
 class Store:
-    """Streams and snapshots in Redis; every method may raise `StoreUnavailable`, within `timeout_s` without an answer.
+    """Streams and snapshots in Redis; every method may raise `StoreUnavailable`, soon after an exchange was too long.
 
     Args:
         redis: A client as `redis_link.connect` makes it; the store closes it.
         clock: Gives the unix time in seconds.
         prefix: What all keys begin with.
-        timeout_s: The longest that one exchange with Redis may take.
+        timeout_s: The longest that one exchange with Redis may take; what is large takes several.
         idempotency_ttl_s: How long an answer is kept for the same request to come again.
         events_kept: About how many events of a stream a late reader can still get.
         events_poll_s: How long a watcher may take to notice that its stream expired.
@@ -100,7 +102,7 @@ class Store:
         self._event_log = EventLog(self._readers, self._keys, events_poll_s)
         self._index = StreamIndex(self._link, self._keys)
         self._shelf = SnapshotShelf(self._link, self._keys)
-        self._learnt = BlobShelf(self._link, "learnt_tag")
+        self._blobs = BlobShelf(self._link, "learnt_tag")
         self._unlabelled = UnlabelledShelf(
             self._link,
             self._keys,
@@ -160,45 +162,41 @@ class Store:
         Returns:
             The stream made or found, and whether it was made.
         """
-        now = self._clock()
-        record = StreamRecord(
-            id=stream_id,
-            model=model,
-            fingerprint=fingerprint,
-            recipe=recipe,
-            generation=secrets.token_hex(4),
-            version=1,
-            step=step,
-            created_at=now,
-            updated_at=now,
-            idle_ttl_s=idle_ttl_s,
-            state=state,
-            learnt_tag=_tag(learnt),
-            learnt_bytes=len(learnt),
-        )
-        pieces = await self._put_learnt(stream_id, record.learnt_tag, learnt)
-        return await self._create_or_find(record, pieces)
+        if learnt:  # It may be large: let it not travel for nothing.
+            with suppress(UnknownStream):
+                return (await self.load(stream_id))[0], False
+        async with self.staged(stream_id, learnt) as blob:
+            now = self._clock()
+            record = StreamRecord(
+                id=stream_id,
+                model=model,
+                fingerprint=fingerprint,
+                recipe=recipe,
+                generation=secrets.token_hex(4),
+                version=1,
+                step=step,
+                created_at=now,
+                updated_at=now,
+                idle_ttl_s=idle_ttl_s,
+                state=state,
+                learnt_tag=blob.tag,
+                learnt_bytes=blob.size,
+            )
+            return await self._create_or_find(record, blob)
 
-    async def _put_learnt(self, stream_id: str, tag: str, learnt: bytes) -> int:
-        key, stream = self._keys.learnt(stream_id, tag), self._keys.stream(stream_id)
-        return await self._learnt.put(key, learnt, record=stream, tag=tag)
-
-    async def _create_or_find(self, new: StreamRecord, pieces: int) -> tuple[StreamRecord, bool]:
-        keys = [self._keys.stream(new.id), self._keys.events(new.id), self._keys.learnt(new.id, new.learnt_tag)]
-        keys += self._keys.unlabelled(new.id)
-        args = [_ttl_ms(new), new.state_bytes, pieces, *chain.from_iterable(to_fields(new).items())]
+    async def _create_or_find(self, new: StreamRecord, learnt: Blob) -> tuple[StreamRecord, bool]:
+        stream = self._keys.stream(new.id)
+        keys = [stream, self._keys.events(new.id), learnt.key(stream), *self._keys.unlabelled(new.id)]
+        args = [_ttl_ms(new), new.state_bytes, learnt.pieces, *chain.from_iterable(to_fields(new).items())]
         async with self._link.reach() as redis, redis.pipeline(transaction=False) as pipe:
             await self._create(keys, args, client=pipe)
             pipe.zadd(self._keys.index, {new.id: 0})
             found, _ = await pipe.execute()
-        if found == b"conflict":
-            raise StoreUnavailable("Redis lost a part of the stream before it was made.")
+        if found == b"incomplete":
+            raise StoreUnavailable(f"Redis lost a part of stream '{new.id}' before it was made.")
         record = self._admit(new.id, from_fields(StreamRecord, found) if found else new)
         # A client that lost the reply sends the command again, and finds what it made itself.
-        made = record.generation == new.generation
-        if pieces and not made:
-            await self._learnt.drop(self._keys.learnt(new.id, new.learnt_tag))
-        return record, made
+        return record, record.generation == new.generation
 
     async def load(self, stream_id: str, idempotency_key: str | None = None) -> tuple[StreamRecord, Replay | None]:
         """Read a stream in one round trip, in which a state travels only if it changed; counts as use.
@@ -211,9 +209,10 @@ class Store:
         """
         cached = self._cache.get(stream_id)
         known = [cached.generation, cached.version, cached.updated_at] if cached else [""] * 3
-        keys = [*self._stream_keys(stream_id, idempotency_key), self._keys.learnt(stream_id, "")]
         async with self._link.reach():
-            reply = await self._load(keys, [*known, *field_names(StreamRecord)])
+            reply = await self._load(
+                self._stream_keys(stream_id, idempotency_key), [*known, *field_names(StreamRecord)]
+            )
         if reply is None:
             self._cache.drop(stream_id)
             raise UnknownStream(stream_id)
@@ -225,21 +224,21 @@ class Store:
             record = cached
         return record, Replay(replay[0].decode(), replay[1]) if replay else None
 
+    def staged(self, stream_id: str, learnt: bytes) -> AbstractAsyncContextManager[Blob]:
+        """What a stream has learnt, put down for a commit within the block; what is not committed is gone after it."""
+        return self._blobs.staged(self._keys.stream(stream_id), learnt)
+
     async def learnt(self, record: StreamRecord) -> bytes:
-        """What a stream has learnt, as of this record; what Redis lost of it is missing.
+        """What a stream has learnt, as of this record.
 
         Raises:
-            Conflict: It has learnt since.
-            UnknownStream: It was deleted since.
+            Conflict: It has learnt more or was deleted since, and what it had learnt is gone.
+            Incomplete: Redis lost a part of it.
         """
-        data = await self._learnt.get(self._keys.learnt(record.id, record.learnt_tag), record.learnt_bytes)
-        if len(data) != record.learnt_bytes:
-            async with self._link.reach() as redis:
-                tag: Any = await redis.hget(self._keys.stream(record.id), "learnt_tag")
-            if tag is None:
-                raise UnknownStream(record.id)
-            if tag.decode() != record.learnt_tag:
-                raise Conflict(record.id)
+        blob = Blob(record.learnt_tag, record.learnt_bytes)
+        data = await self._blobs.read(self._keys.stream(record.id), blob, f"what stream '{record.id}' has learnt")
+        if data is None:
+            raise Conflict(record.id)
         return data
 
     def _admit(self, stream_id: str, record: StreamRecord) -> StreamRecord:
@@ -276,7 +275,7 @@ class Store:
         *,
         state: bytes,
         step: int,
-        learnt: bytes | None = None,
+        learnt: Blob | None = None,
         scores: bytes | None = None,
         events: Sequence[Event] = (),
         replay: tuple[str, Replay] | None = None,
@@ -292,7 +291,7 @@ class Store:
             record: The stream as loaded.
             state: Its new state, but for what it has learnt.
             step: Its new step.
-            learnt: What it has learnt now; None leaves that as it is, as with `scores`.
+            learnt: What it has learnt now, which is `staged`; None leaves that as it is, as with `scores`.
             scores: How its predictions compare with labels now.
             events: What to tell those who watch it, in order.
             replay: An idempotency key, and the answer to keep under it.
@@ -311,10 +310,9 @@ class Store:
         """
         changes: dict[str, Any] = {"state": state, "step": step}
         changes |= {"version": record.version + 1, "updated_at": self._clock()}
-        changes |= {} if learnt is None else {"learnt_tag": _tag(learnt), "learnt_bytes": len(learnt)}
+        changes |= {} if learnt is None else {"learnt_tag": learnt.tag, "learnt_bytes": learnt.size}
         changes |= {} if scores is None else {"scores": scores}
         new = replace(record, **changes)
-        pieces = None if learnt is None else await self._put_learnt(record.id, new.learnt_tag, learnt)
         fields = {**changes, "state_bytes": new.state_bytes}
         key, answer = replay or (None, None)
         unlabelled, values = self._unlabelled.command(predicted, labelled)
@@ -322,7 +320,8 @@ class Store:
             "generation": record.generation,
             "version": str(record.version),
             "learnt_tag": record.learnt_tag,
-            "learnt_pieces": pieces,
+            "learnt_pieces": None if learnt is None else learnt.pieces,
+            "read_on_ms": _ms(READ_ON_S),
             "operation": secrets.token_hex(8),
             "idle_ttl_ms": str(_ttl_ms(record)),
             "now": str(new.updated_at),
@@ -339,13 +338,11 @@ class Store:
         args += chain.from_iterable((event.type, event.data) for event in events)
         args += [answer.answer if answer else b"", *values]
         keys = [*self._stream_keys(record.id, key), *self._keys.unlabelled(record.id), *self._keys.samples(record.id)]
-        keys += [self._keys.learnt(record.id, tag) for tag in (new.learnt_tag, record.learnt_tag)]
+        keys += [Blob(tag).key(keys[0]) for tag in (new.learnt_tag, record.learnt_tag)]
         async with self._link.reach():
             outcome = await self._commit(keys, args)
         if outcome != b"done":
             self._cache.drop(record.id)
-            if pieces:
-                await self._learnt.drop(self._keys.learnt(record.id, new.learnt_tag))
             raise UnknownStream(record.id) if outcome == b"unknown" else Conflict(record.id)
         self._cache.put(new)
         return new
@@ -393,9 +390,8 @@ class Store:
             UnknownStream: There is no such stream.
         """
         self._cache.drop(stream_id)
-        keys = [self._keys.stream(stream_id), self._keys.events(stream_id), self._keys.learnt(stream_id, "")]
-        keys += [*self._keys.samples(stream_id), *self._keys.unlabelled(stream_id)]
-        keys += [self._keys.known(stream_id), self._keys.releases(stream_id)]
+        keys = [self._keys.stream(stream_id), self._keys.events(stream_id), *self._keys.samples(stream_id)]
+        keys += [self._keys.known(stream_id), self._keys.releases(stream_id), *self._keys.unlabelled(stream_id)]
         async with self._link.reach():
             deleted = await self._delete(keys, [_ms(DELETED_EVENTS_TTL_S)])
         await self._index.drop_gone([stream_id])
@@ -409,6 +405,7 @@ class Store:
             UnknownStream: There is no stream to copy.
             StreamExists: The new id is taken.
             Conflict: It has learnt meanwhile.
+            Incomplete: Redis lost a part of what it has learnt.
         """
         source, _ = await self.load(stream_id)
         record, made = await self.create(
@@ -461,10 +458,6 @@ class Store:
     def _stream_keys(self, stream_id: str, idempotency_key: str | None) -> list[str]:
         keys = self._keys
         return [keys.stream(stream_id), keys.events(stream_id), keys.replay(stream_id, idempotency_key or "")]
-
-
-def _tag(learnt: bytes) -> str:
-    return secrets.token_hex(8) if learnt else ""
 
 
 def _as_json(asked: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 -- Changes a stream if it is still as the caller loaded it.
--- KEYS: stream, events, replay, entries, order and bytes of its unlabelled, queue, images, tally, what it has learnt by
---       now, and before; the same key where that stays
+-- KEYS: stream, events, replay, entries, order and bytes of its unlabelled, queue, images, tally, blobs of what it has
+--       learnt by now and before, one and the same where that stays
 -- ARGV: what is asked for, as JSON (`Store.commit` makes it); then its `fields` fields and values in turn, types and
 --       data of its `events` events in turn, the answer, and the values of its unlabelled
 -- Replies 'done', 'conflict' or 'unknown'.
@@ -23,7 +23,7 @@ local last_operations = string.sub(done, -7 * #asked.operation) .. asked.operati
 redis.call('HSET', KEYS[1], 'done', last_operations, unpack(ARGV, 2, first_event - 1))
 if asked.learnt_pieces then
   redis.call('PERSIST', KEYS[10])
-  redis.call('UNLINK', KEYS[11])
+  redis.call('PEXPIRE', KEYS[11], asked.read_on_ms)  -- Whoever reads the one before can finish.
 end
 for i = first_event, answer - 1, 2 do
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', asked.events_kept, '*', 'type', ARGV[i], 'data', ARGV[i + 1])

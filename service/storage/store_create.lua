@@ -1,13 +1,13 @@
 -- Makes a stream unless it is there.
--- KEYS: stream, events, what it has learnt, then what a stream of this id that expired may have left behind
+-- KEYS: stream, events, blob of what it has learnt, then what a stream of this id that expired may have left behind
 -- ARGV: idle TTL in ms or '', size of the state, pieces of what it has learnt, then fields and values in turn
--- Replies nil when it was made, the same fields of the stream that is there, or 'conflict' when a piece is missing.
+-- Replies nil when it was made, the same fields of the stream that is there, or 'incomplete' when a piece is missing.
 if redis.call('EXISTS', KEYS[1]) == 1 then
   local names = {}
   for i = 4, #ARGV, 2 do names[#names + 1] = ARGV[i] end
   return redis.call('HMGET', KEYS[1], unpack(names))
 end
-if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[3]) then return 'conflict' end
+if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[3]) then return 'incomplete' end
 
 redis.call('HSET', KEYS[1], 'state_bytes', ARGV[2], unpack(ARGV, 4))
 redis.call('UNLINK', unpack(KEYS, 4))

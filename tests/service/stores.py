@@ -1,7 +1,7 @@
 """What the tests of the store begin with."""
 
 import asyncio
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 from normstream.service.storage.records import Conflict, Event, SnapshotRecord
 
@@ -13,8 +13,11 @@ async def create(store, stream_id="gate", *, state=b"source", **changes):
     return await store.create(stream_id, state=state, **{**known, **changes})
 
 
-async def step(store, record, state=b"adapted", **rest):
-    return await store.commit(record, state=state, step=record.step + 1, **rest)
+async def step(store, record, state=b"adapted", *, learnt=None, **rest):
+    async with AsyncExitStack() as staging:
+        if learnt is not None:
+            learnt = await staging.enter_async_context(store.staged(record.id, learnt))
+        return await store.commit(record, state=state, step=record.step + 1, learnt=learnt, **rest)
 
 
 async def increment(store, stream_id="gate"):

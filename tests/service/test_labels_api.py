@@ -32,6 +32,7 @@ from servers import NPY, Api, Live, check_problem, new_id, npy, tensors, until
 
 from normstream.adaptation import ModelSpec, decode, initial_state, learn, load_model, pixels_of
 from normstream.service.images import Images, prepare
+from normstream.service.storage.blob_shelf import Blob
 from normstream.service.storage.keyspace import Keyspace
 
 KEYS = Keyspace("normstream")
@@ -385,7 +386,7 @@ def test_a_damaged_memory_is_told_and_a_reset_mends_it(api: Api, redis_url: str,
     stream = taught(api)
     fork = api.post(f"/v1/streams/{stream}/fork").json()["id"]  # which no server has at hand
     with Redis.from_url(redis_url) as redis:
-        key = KEYS.learnt(fork, redis.hget(KEYS.stream(fork), "learnt_tag").decode())
+        key = Blob(redis.hget(KEYS.stream(fork), "learnt_tag").decode()).key(KEYS.stream(fork))
         last = redis.hlen(key) - 1
         harm(redis, key, last, redis.hget(key, last))
     answer = api.post(f"/v1/streams/{fork}/predict", files=[("images", photo(0))])

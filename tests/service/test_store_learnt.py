@@ -1,16 +1,25 @@
 """What a stream has learnt, and its scores, in the store: they change with the state, and travel when they must."""
 
+import asyncio
 import os
 
 import pytest
 from stores import STEP, Line, Traffic, create, snapshot, step
 
 from normstream.service.storage import blob_shelf
-from normstream.service.storage.records import Conflict, StoreUnavailable, UnknownSnapshot, UnknownStream
+from normstream.service.storage.blob_shelf import Blob
+from normstream.service.storage.embedded_redis import EmbeddedRedis
+from normstream.service.storage.records import (
+    Conflict,
+    Incomplete,
+    StoreUnavailable,
+    UnknownSnapshot,
+    UnknownStream,
+)
 from normstream.service.storage.redis_link import connect
 
 NEW_FIELDS = ("learnt_tag", "learnt_bytes", "scores")
-FOR_EVER = -1
+FOR_EVER, TAG_BYTES = -1, 16
 
 
 @pytest.fixture
@@ -26,12 +35,18 @@ async def redis(redis_url):
 
 
 def blob_of(store, record):
-    return store._keys.learnt(record.id, record.learnt_tag)
+    return Blob(record.learnt_tag).key(store._keys.stream(record.id))
 
 
 async def blobs(redis, store, stream_id="gate"):
-    """The keys of all that was ever learnt and is still there."""
-    return {key.decode() async for key in redis.scan_iter(store._keys.learnt(stream_id, "*"), count=10_000)}
+    """The keys of all that was learnt and is still there."""
+    return {key.decode() async for key in redis.scan_iter(store._keys.stream(stream_id) + ":*", count=10_000)}
+
+
+async def state_of(redis, store, snapshot_id="snap-1"):
+    """The key of a snapshot's state."""
+    key = store._keys.snapshot(snapshot_id)
+    return Blob((await redis.hget(key, "state_tag")).decode()).key(key)
 
 
 async def test_a_stream_begins_with_what_it_is_given(store, worker):
@@ -109,7 +124,7 @@ async def test_blobs_of_all_sizes_come_back(store, worker, redis, size):
     learnt, state = os.urandom(size), os.urandom(size)
     record = await step(store, (await create(store, learnt=learnt))[0], learnt=learnt)
     assert await worker.learnt(record) == learnt
-    assert all(len(piece) <= 4 for piece in await redis.hvals(blob_of(store, record)))
+    assert all(len(piece) <= TAG_BYTES + 4 for piece in await redis.hvals(blob_of(store, record)))
     await store.put_snapshot(snapshot(state=state))
     assert await worker.snapshot("snap-1") == snapshot(state=state)
 
@@ -117,34 +132,84 @@ async def test_blobs_of_all_sizes_come_back(store, worker, redis, size):
 async def test_no_exchange_is_longer_than_a_piece(store, redis):
     record, _ = await create(store, learnt=os.urandom(2_500_000))
     sizes = [len(piece) for piece in await redis.hvals(blob_of(store, record))]
-    assert max(sizes) == blob_shelf.PIECE_BYTES
+    assert max(sizes) == TAG_BYTES + blob_shelf.PIECE_BYTES
     assert len(sizes) == 3
 
 
 async def test_only_what_a_stream_has_learnt_last_stays(store, worker, redis):
     record, _ = await create(store, learnt=b"network")
     for lesson in range(3):
-        record = await step(store, record, learnt=b"%d" % lesson)
-        assert await blobs(redis, store) == {blob_of(store, record)}
+        before, record = blob_of(store, record), await step(store, record, learnt=b"%d" % lesson)
         assert await redis.pttl(blob_of(store, record)) == FOR_EVER
+        assert 0 < await redis.pttl(before) <= 5_000
+        await redis.delete(before)
     late = record
     record = await step(store, record)
     with pytest.raises(Conflict):
         await step(worker, late, learnt=b"late")
     assert await blobs(redis, store) == {blob_of(store, record)}
-    await step(store, record, learnt=b"")
+    before, record = blob_of(store, record), await step(store, record, learnt=b"")
+    assert 0 < await redis.pttl(before) <= 5_000
+
+
+async def test_who_reads_while_another_teaches_can_finish(store, worker):
+    record, _ = await create(store, learnt=b"network")
+    await step(worker, record, learnt=b"more")
+    assert await store.learnt(record) == b"network"
+
+
+async def test_what_is_staged_and_not_committed_is_gone(store, redis):
+    record, _ = await create(store, learnt=b"network")
+    async with store.staged("gate", b"more") as blob:
+        key = blob.key(store._keys.stream("gate"))
+        assert 0 < await redis.pttl(key) <= 60_000
+    with pytest.raises(ZeroDivisionError):
+        async with store.staged("gate", b"more"):
+            raise ZeroDivisionError
+    assert await blobs(redis, store) == {blob_of(store, record)}
+
+
+async def test_what_is_staged_once_can_be_committed_after_a_conflict(store, worker, redis):
+    record, _ = await create(store, learnt=b"network")
+    async with store.staged("gate", b"more") as blob:
+        new = await step(worker, record)
+        with pytest.raises(Conflict):
+            await store.commit(record, state=b"mine", step=1, learnt=blob)
+        new = await store.commit(new, state=b"mine", step=2, learnt=blob)
+    assert await worker.learnt(new) == b"more"
+    assert await redis.pttl(blob_of(store, new)) == FOR_EVER
+
+
+async def test_a_stream_deleted_before_the_commit_stays_deleted(store, worker, redis):
+    record, _ = await create(store, learnt=b"network")
+    async with store.staged("gate", b"more") as blob:
+        await worker.delete("gate")
+        with pytest.raises(UnknownStream):
+            await store.commit(record, state=b"mine", step=1, learnt=blob)
     assert await blobs(redis, store) == set()
 
 
-async def test_what_nobody_made_a_streams_is_gone_after_a_while(store, redis):
-    await store._put_learnt("gate", "tag", b"network")
-    (abandoned,) = await blobs(redis, store)
-    assert 0 < await redis.pttl(abandoned) <= 60_000
+async def test_a_failure_to_tidy_up_hides_nothing(store, monkeypatch):
+    record, _ = await create(store, learnt=b"network")
+
+    async def refuses(*_):
+        raise StoreUnavailable("Redis failed.")
+
+    monkeypatch.setattr(store._blobs, "_unstage", refuses)
+    await step(store, record)
+    with pytest.raises(Conflict):
+        await step(store, record, learnt=b"more")
 
 
-async def test_a_stream_that_exists_leaves_nothing_of_the_one_to_be_made(store, redis):
+async def test_a_stream_that_exists_leaves_nothing_of_the_one_to_be_made(store, worker, redis, monkeypatch):
     record, _ = await create(store, learnt=b"network")
     assert await create(store, learnt=b"other") == (record, False)
+
+    async def not_yet(stream_id):
+        raise UnknownStream(stream_id)
+
+    monkeypatch.setattr(worker, "load", not_yet)  # so that the other is first by a moment
+    assert await create(worker, learnt=b"other") == (record, False)
     assert await blobs(redis, store) == {blob_of(store, record)}
     assert await redis.pttl(blob_of(store, record)) == FOR_EVER
 
@@ -178,64 +243,80 @@ async def test_what_was_learnt_lives_as_long_as_its_stream(store, worker, redis)
 
 async def test_a_piece_that_comes_late_does_not_end_the_life_of_the_blob(store, redis):
     record, _ = await create(store, learnt=b"network")
-    await store._put_learnt("gate", record.learnt_tag, b"network")
+    await store._blobs._put(store._keys.stream("gate"), Blob(record.learnt_tag, 7), b"network")
     assert await redis.pttl(blob_of(store, record)) == FOR_EVER
     await store.put_snapshot(snapshot())
-    tag = (await redis.hget(store._keys.snapshot("snap-1"), "state_tag")).decode()
-    key = store._keys.snapshot_state("snap-1", tag)
-    await store._shelf._states.put(key, b"kept", record=store._keys.snapshot("snap-1"), tag=tag)
+    key = await state_of(redis, store)
+    await store._shelf._blobs._put(store._keys.snapshot("snap-1"), Blob(key[-TAG_BYTES:], 4), b"kept")
     assert await redis.pttl(key) == FOR_EVER
 
 
-async def test_a_reader_that_comes_too_late_is_told(store, worker):
+async def test_a_reader_that_comes_too_late_is_told(store, worker, redis):
     record, _ = await create(store, learnt=b"network")
-    await step(worker, record, learnt=b"more")
+    new = await step(worker, record, learnt=b"more")
+    await redis.delete(blob_of(store, record))
     with pytest.raises(Conflict):
         await store.learnt(record)
     await worker.delete("gate")
-    with pytest.raises(UnknownStream):
-        await store.learnt(record)
+    with pytest.raises(Conflict):
+        await store.learnt(new)
 
 
 @pytest.mark.usefixtures("tiny_pieces")
-async def test_what_redis_lost_is_missing(store, redis):
+async def test_of_what_redis_lost_no_part_is_given_out(store, redis):
     record, _ = await create(store, learnt=b"network")
     await redis.hdel(blob_of(store, record), "1")
-    assert await store.learnt(record) == b"netw"
+    with pytest.raises(Incomplete, match="stream 'gate' has learnt"):
+        await store.learnt(record)
+    with pytest.raises(Incomplete):
+        await store.fork("gate", "gate-2")
     await store.put_snapshot(snapshot(state=b"network"))
-    tag = (await redis.hget(store._keys.snapshot("snap-1"), "state_tag")).decode()
-    await redis.hdel(store._keys.snapshot_state("snap-1", tag), "0")
-    assert (await store.snapshot("snap-1")).state == b""
+    await redis.delete(await state_of(redis, store))
+    with pytest.raises(Incomplete, match="snapshot 'snap-1'"):
+        await store.snapshot("snap-1")
+    await redis.hdel(store._keys.snapshot("snap-1"), "state_tag")
+    with pytest.raises(Incomplete, match="snapshot 'snap-1'"):
+        await store.snapshot("snap-1")
+    assert not await store.put_snapshot(snapshot())
+    await store.delete_snapshot("snap-1")
+    assert await store.put_snapshot(snapshot())
+
+
+async def test_another_s_piece_is_refused(store, redis):
+    record, _ = await create(store, learnt=b"network")
+    other, _ = await create(store, "other", learnt=b"netwurk")
+    await redis.rename(blob_of(store, other), blob_of(store, record))
+    with pytest.raises(StoreUnavailable, match="refused"):
+        await store.learnt(record)
 
 
 async def test_a_snapshot_deleted_while_it_is_read_is_unknown(store, worker, monkeypatch):
     await store.put_snapshot(snapshot())
-    get = store._shelf._states.get
+    read = store._shelf._blobs.read
 
-    async def too_late(key, size):
+    async def too_late(*what):
         await worker.delete_snapshot("snap-1")
-        return await get(key, size)
+        return await read(*what)
 
-    monkeypatch.setattr(store._shelf._states, "get", too_late)
+    monkeypatch.setattr(store._shelf._blobs, "read", too_late)
     with pytest.raises(UnknownSnapshot):
         await store.snapshot("snap-1")
 
 
 async def test_without_all_its_pieces_nothing_is_made(store, redis, monkeypatch):
     record, _ = await create(store, learnt=b"network")
-    for shelf in (store._learnt, store._shelf._states):
+    for shelf in (store._blobs, store._shelf._blobs):
 
-        async def lost(key, data, put=shelf.put, **rest):
-            pieces = await put(key, data, **rest)
-            await redis.delete(key)
-            return pieces
+        async def lost(key, blob, data, put=shelf._put):
+            await put(key, blob, data)
+            await redis.delete(blob.key(key))
 
-        monkeypatch.setattr(shelf, "put", lost)
+        monkeypatch.setattr(shelf, "_put", lost)
     with pytest.raises(Conflict):
         await step(store, record, learnt=b"more", events=[STEP])
-    with pytest.raises(StoreUnavailable, match="a part of the stream"):
+    with pytest.raises(StoreUnavailable, match="a part of stream 'other'"):
         await create(store, "other", learnt=b"network")
-    with pytest.raises(StoreUnavailable, match="a part of the snapshot"):
+    with pytest.raises(StoreUnavailable, match="a part of snapshot 'snap-1'"):
         await store.put_snapshot(snapshot())
     assert (await store.load("gate"))[0] == record
     assert await store.learnt(record) == b"network"
@@ -279,7 +360,6 @@ async def test_a_version_that_came_back_keeps_what_it_learnt_itself(store, worke
     # A fail-over to a replica that had not heard of the last commit.
     before = {"version": 1, "learnt_tag": record.learnt_tag, "learnt_bytes": 7, "done": ""}
     await redis.hset(store._keys.stream("gate"), mapping=before)
-    await redis.hset(blob_of(store, record), mapping={"0": b"network"})
     await redis.delete(blob_of(store, lost))
     second = await step(worker, record, learnt=b"second")
     assert second.version == lost.version
@@ -288,6 +368,18 @@ async def test_a_version_that_came_back_keeps_what_it_learnt_itself(store, worke
     with pytest.raises(Conflict):
         await store.learnt(lost)
     assert await store.learnt((await store.load("gate"))[0]) == b"second"
+
+
+async def test_a_stream_made_once_may_have_learnt_before_its_maker_hears_of_it(make_store, worker, redis_url, data):
+    async with Line(redis_url, data.with_name("line.sock")) as line:
+        store = make_store(line.url)
+        await create(store, "warm-up", learnt=b"0")
+        line.arm(2)  # after looking for the stream, and after the piece
+        making = asyncio.ensure_future(create(store, learnt=b"network"))
+        await line.cut.wait()
+        taught = await step(worker, (await worker.load("gate"))[0], learnt=b"more")
+        assert await making == (taught, True)
+        assert await store.learnt(taught) == b"more"
 
 
 @pytest.mark.parametrize("delivered", [0, 1, 2, 3], ids=["first piece", "second piece", "last piece", "commit"])
@@ -303,7 +395,7 @@ async def test_a_lesson_that_landed_but_lost_a_reply_is_a_success(make_store, wo
         assert (new.version, await worker.learnt(new)) == (3, b"twelve bytes")
 
 
-@pytest.mark.parametrize("delivered", [0, 1], ids=["piece", "record"])
+@pytest.mark.parametrize("delivered", [0, 1, 2], ids=["look", "piece", "record"])
 async def test_what_was_made_but_lost_a_reply_is_made_once(make_store, worker, redis_url, data, delivered):
     async with Line(redis_url, data.with_name("line.sock")) as line:
         store = make_store(line.url)
@@ -314,7 +406,7 @@ async def test_what_was_made_but_lost_a_reply_is_made_once(make_store, worker, r
         assert made
         assert line.cut.is_set()
         assert await worker.learnt(record) == b"network"
-        line.arm(delivered)
+        line.arm(delivered % 2)
         assert await store.put_snapshot(snapshot())
         assert line.cut.is_set()
         assert await worker.snapshot("snap-1") == snapshot()
@@ -335,3 +427,36 @@ async def test_out_of_memory_a_lesson_writes_nothing_by_halves(make_store, own_r
         assert await store.unlabelled("gate", ["a-0"]) == {}
         await redis.config_set("maxmemory", 0)
     await step(store, record, learnt=b"more")
+
+
+async def test_pieces_refused_for_want_of_memory_leave_nothing_behind(make_store, own_redis):
+    store = make_store(own_redis.url)
+    record, _ = await create(store, learnt=b"network")
+    async with connect(own_redis.url) as redis:
+        used = (await redis.info("memory"))["used_memory"]
+        await redis.config_set("maxmemory", used + 6_000_000)
+        with pytest.raises(StoreUnavailable, match="no memory left"):
+            await step(store, record, learnt=os.urandom(20_000_000))
+        assert await blobs(redis, store) == {blob_of(store, record)}
+
+
+async def test_what_was_committed_outlives_a_restart_after_its_time_as_staged(make_store, data, eventually):
+    async with EmbeddedRedis(data) as own, connect(own.url) as redis:
+        store = make_store(own.url)
+        record, _ = await create(store, learnt=b"network")
+        async with store.staged("gate", b"more") as blob:
+            await redis.pexpire(blob.key(store._keys.stream("gate")), 1500)
+            await redis.bgrewriteaof()  # so that the file begins with a blob that is to expire
+            await eventually(lambda: rewritten(redis))
+            record = await store.commit(record, state=b"adapted", step=1, learnt=blob)
+        await asyncio.sleep(1.6)
+    async with EmbeddedRedis(data) as own, connect(own.url) as redis:
+        store = make_store(own.url)
+        assert (await store.load("gate"))[0] == record
+        assert await store.learnt(record) == b"more"
+        assert await redis.pttl(blob_of(store, record)) == FOR_EVER
+
+
+async def rewritten(redis):
+    state = await redis.info("persistence")
+    return not state["aof_rewrite_in_progress"] and not state["aof_rewrite_scheduled"]
