@@ -70,7 +70,7 @@ def _in_pieces_of(size: int) -> Iterator[None]:
 async def _commit(store: Store, record: StreamRecord, learnt: bytes, other: Store) -> tuple[StreamRecord, float, float]:
     """The record afterwards, seconds that the commit took, and the longest that a load of the other stream took."""
     longest, began = 0.0, time.perf_counter()
-    commit = asyncio.ensure_future(store.commit(record, state=b"state", step=record.step + 1, learnt=learnt))
+    commit = asyncio.ensure_future(_teach(store, record, learnt))
     while not commit.done():
         asked = time.perf_counter()
         await other.load("other")
@@ -78,6 +78,11 @@ async def _commit(store: Store, record: StreamRecord, learnt: bytes, other: Stor
         await asyncio.sleep(0.002)
     taken = time.perf_counter() - began
     return await commit, taken, longest
+
+
+async def _teach(store: Store, record: StreamRecord, learnt: bytes) -> StreamRecord:
+    async with store.staged(record.id, learnt) as blob:
+        return await store.commit(record, state=b"state", step=record.step + 1, learnt=blob)
 
 
 if __name__ == "__main__":
