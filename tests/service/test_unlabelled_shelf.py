@@ -159,19 +159,30 @@ async def test_each_is_kept_for_its_time_and_its_label_for_as_long_again(make_st
     assert await kept(store, "a-1", "b-0", "c-0") == {"c-0": "cat"}
 
 
-async def test_those_of_an_idle_stream_leave_by_themselves(make_store, redis_url):
-    store = make_store(label_ttl_s=0.2)
+async def test_those_of_an_idle_stream_leave_by_themselves(make_store, redis_url, eventually):
+    store = make_store(label_ttl_s=60)
     record = await step(store, (await create(store))[0], predicted=predicted("a-0"))
     async with connect(redis_url) as redis:
-        keys = store._keys.unlabelled("gate")
-        await asyncio.sleep(0.12)
+
+        async def left_ms():
+            return [await redis.pttl(key) for key in store._keys.unlabelled("gate")]
+
+        async def shorten(left_ms):
+            for key in store._keys.unlabelled("gate"):
+                await redis.pexpire(key, left_ms)
+
+        assert all(30_000 < left <= 60_000 for left in await left_ms())
+        await shorten(20_000)
         await store.remember(record, None, None, predicted("b-0"))
-        await asyncio.sleep(0.12)
-        assert await redis.exists(*keys) == 3
-        await asyncio.sleep(0.12)
-        assert await redis.exists(*keys) == 0
+        assert all(30_000 < left <= 60_000 for left in await left_ms())
+        await shorten(1)
+        await eventually(lambda: _none_of(redis, store._keys.unlabelled("gate")))
     await step(store, record, predicted=predicted("c-0"))
     assert (await held(store))[0] == 1
+
+
+async def _none_of(redis, keys):
+    return await redis.exists(*keys) == 0
 
 
 async def test_with_no_time_none_is_kept(make_store, redis_url):
