@@ -82,7 +82,7 @@ class _Given:
         return self.learnt.names[len(self.before.names) :] if self.learnt else ()
 
     def holds_for(self, stream: LabelledStream, images: Sequence[NamedImage]) -> bool:
-        """Whether the lesson would be the same, though another server moved the stream by predictions."""
+        """Whether the lesson may stand, though another server moved the stream: by predictions, not by lessons."""
         same = stream.record.learnt_tag == self.before.record.learnt_tag
         return same and self.rest is None and list(images) == list(self.images)
 
@@ -138,6 +138,7 @@ class Lessons:
                 if not left:
                     return Lesson(stream.record, stream.state.learnt, duplicates=len(images))
                 if given is None or not given.holds_for(stream, left):
+                    await staging.aclose()
                     given = await self._given(stream, left, found, learns, staging)
                 with suppress(StoreConflict):  # Another server moved it meanwhile: begin again from where it is now.
                     record = await self._committed(stream, given)

@@ -77,7 +77,8 @@ class Streams:
         rest, learnt = await self._split(state)
         if learnt is None:
             return rest, None
-        return rest, await staging.enter_async_context(self.store.staged(stream_id, learnt))
+        async with Deadline(self._settings.request_timeout_s).kept():
+            return rest, await staging.enter_async_context(self.store.staged(stream_id, learnt))
 
     async def _split(self, state: StreamState) -> tuple[bytes, bytes | None]:
         return await to_thread.run_sync(split, state, limiter=self.decoders)
@@ -171,12 +172,15 @@ class Streams:
         *,
         forget: bool = False,
     ) -> StreamRecord:
-        made_for = None
+        made_for, learnt = None, None
         async with self.turn(stream_id), AsyncExitStack() as staging:
             for _ in range(COMMIT_ATTEMPTS):
                 record, _ = await self.store.load(stream_id)
                 waiting = await self.store.samples.ids(stream_id) if forget else []
+                if learnt is not None and learnt.tag == record.learnt_tag:
+                    return record  # It was written, and its reply lost; others have moved the stream since.
                 if made_for != record.generation:
+                    await staging.aclose()
                     state = await make(record)
                     rest, learnt = await self.staged(stream_id, state, staging)
                     made_for = record.generation

@@ -193,7 +193,7 @@ class Store:
             pipe.zadd(self._keys.index, {new.id: 0})
             found, _ = await pipe.execute()
         if found == b"incomplete":
-            raise StoreUnavailable(f"Redis lost a part of stream '{new.id}' before it was made.")
+            raise _lost(new.id)
         record = self._admit(new.id, from_fields(StreamRecord, found) if found else new)
         # A client that lost the reply sends the command again, and finds what it made itself.
         return record, record.generation == new.generation
@@ -343,6 +343,8 @@ class Store:
             outcome = await self._commit(keys, args)
         if outcome != b"done":
             self._cache.drop(record.id)
+            if outcome == b"incomplete":
+                raise _lost(record.id)
             raise UnknownStream(record.id) if outcome == b"unknown" else Conflict(record.id)
         self._cache.put(new)
         return new
@@ -458,6 +460,10 @@ class Store:
     def _stream_keys(self, stream_id: str, idempotency_key: str | None) -> list[str]:
         keys = self._keys
         return [keys.stream(stream_id), keys.events(stream_id), keys.replay(stream_id, idempotency_key or "")]
+
+
+def _lost(stream_id: str) -> StoreUnavailable:
+    return StoreUnavailable(f"Redis lost a part of what stream '{stream_id}' is to have learnt; nothing was written.")
 
 
 def _as_json(asked: dict[str, Any]) -> str:

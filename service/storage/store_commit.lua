@@ -3,7 +3,7 @@
 --       learnt by now and before, one and the same where that stays
 -- ARGV: what is asked for, as JSON (`Store.commit` makes it); then its `fields` fields and values in turn, types and
 --       data of its `events` events in turn, the answer, and the values of its unlabelled
--- Replies 'done', 'conflict' or 'unknown'.
+-- Replies 'done', 'conflict', 'unknown', or 'incomplete' when a piece of what it has learnt is missing.
 local asked = cjson.decode(ARGV[1])
 local generation, version, learnt_tag, done =
   unpack(redis.call('HMGET', KEYS[1], 'generation', 'version', 'learnt_tag', 'done'))
@@ -14,7 +14,7 @@ done = done or ''
 if string.find(done, asked.operation, 1, true) then return 'done' end
 -- A version may stand for two states after a failover (see store_load.lua); what each has learnt stays with it.
 if version ~= asked.version or (learnt_tag or '') ~= asked.learnt_tag then return 'conflict' end
-if asked.learnt_pieces and redis.call('HLEN', KEYS[10]) ~= asked.learnt_pieces then return 'conflict' end
+if asked.learnt_pieces and redis.call('HLEN', KEYS[10]) ~= asked.learnt_pieces then return 'incomplete' end
 
 -- First the write that is refused when memory is out, so that nothing is written by halves.
 local first_event = 2 + 2 * asked.fields
@@ -23,7 +23,8 @@ local last_operations = string.sub(done, -7 * #asked.operation) .. asked.operati
 redis.call('HSET', KEYS[1], 'done', last_operations, unpack(ARGV, 2, first_event - 1))
 if asked.learnt_pieces then
   redis.call('PERSIST', KEYS[10])
-  redis.call('PEXPIRE', KEYS[11], asked.read_on_ms)  -- Whoever reads the one before can finish.
+  -- Whoever reads the one before can finish.
+  if KEYS[11] ~= KEYS[10] then redis.call('PEXPIRE', KEYS[11], asked.read_on_ms) end
 end
 for i = first_event, answer - 1, 2 do
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', asked.events_kept, '*', 'type', ARGV[i], 'data', ARGV[i + 1])

@@ -151,3 +151,23 @@ async def test_what_is_at_hand_is_what_is_in_the_store(
     assert await lessons() == 0
     await streams.restore(gate, snapshot.id)
     assert await lessons() == 1
+
+
+@pytest.mark.parametrize("operation", ["reset", "restore"])
+async def test_a_reset_that_landed_unheard_is_not_repeated(
+    operation: str, streams: Streams, labeller: Labeller, worker: Store, gate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = await streams.snapshot(gate)
+    await teach(labeller, gate)
+    commit = streams.store.commit
+
+    async def unheard(record: StreamRecord, **changes: Any) -> StreamRecord:
+        new = await commit(record, **changes)
+        await worker.commit(new, state=new.state, step=new.step)
+        raise Conflict(gate)
+
+    monkeypatch.setattr(streams.store, "commit", unheard)
+    record = await (streams.reset(gate) if operation == "reset" else streams.restore(gate, snapshot.id))
+    assert record == (await worker.load(gate))[0]
+    assert record.version == 4  # made, taught, set back, and moved by another
+    assert await worker.learnt(record)
