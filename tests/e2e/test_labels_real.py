@@ -20,6 +20,7 @@ from normstream.adaptation import Learnt, Recipe, decode_learnt, initial_state, 
 from normstream.adaptation.models import ModelSpec
 from normstream.service.images import Images, prepare
 from normstream.service.scores import Scores
+from normstream.service.storage.blob_shelf import Blob
 from normstream.service.storage.keyspace import Keyspace
 
 KEYS = Keyspace("normstream")
@@ -83,9 +84,10 @@ def send(api: Api, stream: str) -> httpx.Response:
 
 def kept_in(redis: Redis, stream: str) -> dict[str, Any]:
     """What the store has of a stream: what was learnt, labels counted, images marked as labelled."""
-    learnt, scores, version = redis.hmget(KEYS.stream(stream), "learnt", "scores", "version")
+    tag, scores, version = redis.hmget(KEYS.stream(stream), "learnt_tag", "scores", "version")
+    pieces = redis.hgetall(Blob(tag.decode()).key(KEYS.stream(stream)))
     return {
-        "learnt": decode_learnt(learnt),
+        "learnt": decode_learnt(b"".join(pieces[place].removeprefix(tag) for place in sorted(pieces, key=int))),
         "labelled": Scores.unpack(scores or b"").total.labelled,
         "marks": redis.hlen(KEYS.unlabelled(stream)[0]),
         "events": redis.xlen(KEYS.events(stream)),
