@@ -44,15 +44,16 @@ class Learner:
     norm: Tensors  # of the norm member, each [..., C_total]
 
     def learn(
-        self, runs: Sequence[Tensor], loss: Callable[[Tensor, int], Tensor], lr: float, momentum: float
+        self, runs: Sequence[Tensor], loss: Callable[[Tensor, int], Tensor], lr: float, momentum: float, share: float
     ) -> Passes[tuple["Learner", float]]:
         """One step of stochastic gradient descent on the mean over all images, and the loss before it.
 
         Args:
             runs: images, each [n, 3, H, W].
             loss: of the logits [n, classes] of the run with that number, a mean over its images.
-            lr: of this step.
+            lr: of a whole step.
             momentum: of the velocity.
+            share: of a step that this one is; the gradient's, so that it is the velocity's too.
         """
         gradient, total, norm = torch.zeros_like(self.affine), 0.0, self.norm
         images = sum(map(len, runs))
@@ -69,7 +70,7 @@ class Learner:
             yield
         with torch.no_grad():
             memory = {"velocity": self.velocity[None]}
-            moved, memory = sgd(self.affine[None], gradient[None], memory, gradient.new_tensor([lr]), momentum)
+            moved, memory = sgd(self.affine[None], share * gradient[None], memory, gradient.new_tensor([lr]), momentum)
         return replace(self, affine=moved[0], velocity=memory["velocity"][0], norm=norm), total
 
     def answer(self, runs: Sequence[Tensor]) -> Passes[list[Tensor]]:

@@ -73,7 +73,7 @@ class Lesson(NamedTuple):
 class TaughtMember(Member):
     """How a student's affine parameters move by what a teacher says of uploaded samples.
 
-    Rates are for a whole batch; fewer new samples move less, in proportion.
+    Rates are for a whole batch; fewer new samples take their share of a step.
     """
 
     teacher: str = Field(

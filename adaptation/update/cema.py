@@ -24,7 +24,7 @@ class Cema(TaughtMember):
     statistics, where the published edge has running ones (`tbr`), which lag behind the world by a batch of uploads. The
     teacher's are by default those of `alpha_bn`; `published` normalises it by the batch while it learns. Samples are
     replayed from the first on, not from the 256th, and only those of some hours and bytes. And a batch that is not full
-    moves parameters by its share of the rates.
+    moves parameters by its share of a step.
 
     The replay buffer holds images of the stream's owner: it is as private as they are.
     """
@@ -47,15 +47,17 @@ class Cema(TaughtMember):
         teacher, teacher_loss = yield from teacher.learn(
             images.teacher[:1],
             lambda logits, _: weighted_entropy(logits, e_max),
-            share * self.teacher_lr,
+            self.teacher_lr,
             self.momentum,
+            share,
         )
         targets = yield from teacher.answer(images.teacher)
         student, student_loss = yield from student.learn(
             images.student,
             lambda logits, run: self.distillation(logits, targets[run], e_max),
-            share * self.lr,
+            self.lr,
             self.momentum,
+            share,
         )
         return Lesson(student, teacher, student_loss, teacher_loss, targets[0])
 

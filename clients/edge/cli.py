@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.logging import RichHandler
@@ -36,8 +36,10 @@ from normstream.clients.version_option import Version
 
 
 class Local(StrEnum):
-    """Adaptation to the edge's own batches."""
+    """Adaptation to the edge's own images."""
 
+    AUTO = "auto"
+    OFF = "off"
     ALPHA_BN = "alpha_bn"
     EMA = "ema"
 
@@ -56,7 +58,12 @@ class Precision(StrEnum):
     FLOAT32 = "float32"
 
 
-_METHODS: dict[Local, type[AlphaBN] | type[EMA]] = {Local.ALPHA_BN: AlphaBN, Local.EMA: EMA}
+_METHODS: dict[Local, Method | Literal["auto"] | None] = {
+    Local.AUTO: "auto",
+    Local.OFF: None,
+    Local.ALPHA_BN: AlphaBN(),
+    Local.EMA: EMA(),
+}
 
 FolderOption = Annotated[
     Path, typer.Option("--folder", metavar="DIR", help="Where the edge keeps everything; each edge has its own.")
@@ -100,8 +107,8 @@ def run(
     top_k: Annotated[int, typer.Option(min=1, max=1000, help="Classes in a prediction.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="Of a forward pass.", show_default="all cores")] = None,
     local: Annotated[
-        Local | None, typer.Option(help="Adapt to the edge's own batches too (batch norms only; slower).")
-    ] = None,
+        Local, typer.Option(help="Adapt to the edge's own images too; auto is ema for models with batch norms.")
+    ] = Local.AUTO,
     every: Annotated[int, typer.Option(min=1, help="Take one frame of so many of a video or camera.")] = 1,
     watch: Annotated[bool, typer.Option("--watch", help="Wait for more files once a folder has been read.")] = False,
     unreliable: Annotated[
@@ -134,7 +141,7 @@ def run(
     options = Options(
         top_k=top_k,
         threads=threads,
-        local=_method(local),
+        local=_METHODS[local],
         criteria=Criteria(unreliable=unreliable, uninformative=uninformative, redundant=redundant),
         bytes_per_hour=math.inf if bytes_per_hour is None else bytes_per_hour,
         quality=quality,
@@ -249,7 +256,9 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, max=64, help="Images in one forward pass.")] = 1,
     update_every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Between updates.")] = 30.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Of a forward pass.", show_default="all cores")] = None,
-    local: Annotated[Local | None, typer.Option(help="The edge adapts to its own batches too.")] = None,
+    local: Annotated[
+        Local, typer.Option(help="The edge adapts to its own images; auto is ema for models with batch norms.")
+    ] = Local.AUTO,
     as_json: AsJson = False,
 ) -> None:
     """Compare images per second with those of the plain fused ONNX session, in turns; needs no server."""
@@ -259,7 +268,7 @@ def bench(
         turns=turns,
         batch=batch,
         update_every_s=update_every,
-        options=Options(threads=threads, local=_method(local)),
+        options=Options(threads=threads, local=_METHODS[local]),
     )
     if as_json:
         typer.echo(json.dumps(result.plain()))
@@ -281,10 +290,6 @@ def _package(folder: Path) -> Package:
             f"there is no model in the folder {folder}; run the edge once, or name the folder of a package"
         )
     return Package.cached(Folder(folder).packages, identity.fingerprint)
-
-
-def _method(chosen: Local | None) -> Method | None:
-    return None if chosen is None else _METHODS[chosen]()
 
 
 def _recipe(text: str) -> Any:

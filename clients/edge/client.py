@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import secrets
 import threading
 import time
@@ -132,13 +133,18 @@ class EdgeClient:
             self._build, self._swap, self._recent.copy,
             self._clock, backoff(), options.precision, options.wait_s,
         )  # fmt: skip
-        self._in_use = InUse(network(package, options), None)
+        self._in_use = InUse(network(package, options, self._clock), None)
         if restored := self._updater.restore():
             self._in_use = InUse(*restored)
         self._in_use.resume(self._folder)
         self._workers = {
             name: Worker(name, turn)
-            for name, turn in (("keep", self._keep), ("upload", self._uploader.turn), ("update", self._updater.turn))
+            for name, turn in (
+                ("keep", self._keep),
+                ("upload", self._uploader.turn),
+                ("update", self._updater.turn),
+                ("fuse", self._fuse),
+            )
         }
         for worker in self._workers.values():
             worker.start()
@@ -161,6 +167,8 @@ class EdgeClient:
             return []
         with self._stepping:
             logits = in_use.network.logits(normalise(crops, preprocessing))
+            if in_use.lags:
+                self._workers["fuse"].wake()
             said = Likelihoods.of(logits)
             verdicts, self._selector = select(said, self._selector, self.options.criteria)
             predictions = [
@@ -262,7 +270,7 @@ class EdgeClient:
     def _build(self, package: Package, parameters: Parameters) -> Network:
         if package is self.package:
             return self._in_use.network.updated(parameters)
-        return network(package, self.options, parameters)
+        return network(package, self.options, self._clock, parameters)
 
     def _swap(self, network: Network, update: Update) -> None:
         with self._stepping:
@@ -280,6 +288,11 @@ class EdgeClient:
         if self._diary.due_s <= 0:
             self._write()
         return self._diary.due_s
+
+    def _fuse(self) -> float:
+        """Take a turn of the thread that keeps up with the edge's own statistics; it is woken when it is due."""
+        self._in_use.fuse()
+        return math.inf
 
     def _write(self, *, last: bool = False) -> None:
         status = self.status()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
+from normstream.clients.edge.clock import Clock
 from normstream.clients.edge.errors import BadPackage
 from normstream.clients.edge.folder import Folder
-from normstream.clients.edge.local import LocalRuntime, Running
+from normstream.clients.edge.local import EMA, Running
+from normstream.clients.edge.local_runtime import EMARuntime, local_runtime
 from normstream.clients.edge.options import Options
 from normstream.clients.edge.package import Package, Parameters
 from normstream.clients.edge.runtime import Runtime
@@ -36,12 +38,26 @@ class InUse(NamedTuple):
     @property
     def statistics(self) -> Running | None:
         """What it has seen, where that changes its answers."""
-        return self.network.running if isinstance(self.network, LocalRuntime) else None
+        return self.network.running if isinstance(self.network, EMARuntime) else None
+
+    @property
+    def lags(self) -> bool:
+        """Whether `fuse` would be of use."""
+        return isinstance(self.network, EMARuntime) and self.network.lags
+
+    def fuse(self) -> None:
+        """Let images be predicted fast with what was seen until now.
+
+        Raises:
+            BadPackage: ONNX Runtime cannot load the network.
+        """
+        if isinstance(self.network, EMARuntime) and self.network.lags:
+            self.network.fuse()
 
     def resume(self, folder: Folder) -> None:
         """Go on with the running statistics of the folder, if it keeps such and they fit."""
         content = folder.statistics()
-        if isinstance(self.network, LocalRuntime) and self.network.running is not None and content is not None:
+        if isinstance(self.network, EMARuntime) and content is not None:
             try:
                 self.network.running = Running.unpacked(content, self.package)
             except BadPackage as error:
@@ -49,13 +65,16 @@ class InUse(NamedTuple):
 
     def replaced(self, network: Network, update: Update) -> InUse:
         """Return what follows; what the edge has seen while the update was tried is not lost."""
-        if isinstance(network, LocalRuntime) and network.package is self.package:
+        if isinstance(network, EMARuntime) and network.package is self.package and self.statistics is not None:
             network.running = self.statistics
         return InUse(network, update)
 
 
-def network(package: Package, options: Options, parameters: Parameters | None = None) -> Network:
+def network(package: Package, options: Options, clock: Clock, parameters: Parameters | None = None) -> Network:
     """Make the network that these options ask for; left out, the parameters are those of training."""
-    if options.local is None:
-        return Runtime(package, parameters, threads=options.threads)
-    return LocalRuntime(package, parameters, options.local, threads=options.threads)
+    method = options.local
+    if method == "auto":
+        method = None if package.adaptive is None else EMA()
+    if method is None:
+        return Runtime(package, parameters, options.threads)
+    return local_runtime(package, parameters, method, options.threads, clock.elapsed_s)

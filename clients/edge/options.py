@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from normstream.clients.edge import local
 from normstream.clients.edge.samples import Format
@@ -18,7 +19,8 @@ class Options:
     Attributes:
         top_k: Classes in a prediction.
         threads: For one forward pass; None takes as many as the machine has cores.
-        local: Adaptation to the edge's own batches, without a server: `local.AlphaBN()` or `local.EMA()`; None is off.
+        local: Adaptation to the edge's own images, without a server: `local.AlphaBN()` or `local.EMA()`; None is off.
+            "auto" is `EMA()` where the model has batch norms.
         criteria: The bounds of what is worth uploading.
         bytes_per_hour: How many bytes of samples may be uploaded; infinity is no bound.
         burst_bytes: How many may be uploaded at once after a quiet time; None takes a sixth of an hour's.
@@ -36,7 +38,7 @@ class Options:
 
     top_k: int = 5
     threads: int | None = None
-    local: local.Method | None = None
+    local: local.Method | Literal["auto"] | None = "auto"
     criteria: Criteria = field(default_factory=Criteria)
     bytes_per_hour: float = math.inf
     burst_bytes: float | None = None

@@ -41,7 +41,7 @@ _POLL_S = 5.0  # between two questions, where the server answers without having 
 
 
 class Network(Protocol):
-    """What runs one version of the parameters: `Runtime` or `LocalRuntime`."""
+    """What runs one version of the parameters: `Runtime`, `AlphaBNRuntime` or `EMARuntime`."""
 
     package: Package
 

@@ -21,7 +21,7 @@ class Worker:
     def __init__(self, name: str, turn: Callable[[], float]) -> None:
         self._turn = turn
         self._woken = threading.Event()
-        self._stopping = False
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"normstream-{name}", daemon=True)
 
     def start(self) -> None:
@@ -34,7 +34,7 @@ class Worker:
 
     def stop(self) -> None:
         """Let no further turn begin."""
-        self._stopping = True
+        self._stopped.set()
         self._woken.set()
 
     def join(self, limit_s: float) -> bool:
@@ -44,11 +44,12 @@ class Worker:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while not self._stopping:
+        while not self._stopped.is_set():
             try:
                 pause_s = self._turn()
             except Exception:
                 logger.exception("%s failed; its next turn is in %g s", self._thread.name, _AFTER_A_FAULT_S)
-                pause_s = _AFTER_A_FAULT_S
-            self._woken.wait(min(pause_s, threading.TIMEOUT_MAX))
-            self._woken.clear()
+                self._stopped.wait(_AFTER_A_FAULT_S)  # whoever wakes it: a fault may last, and fill the log
+            else:
+                self._woken.wait(min(pause_s, threading.TIMEOUT_MAX))
+                self._woken.clear()

@@ -118,6 +118,9 @@ def test_a_part_of_a_batch_moves_by_its_share(small, other):
     )
     moved = [lesson.teacher.affine - other.layers.affine for lesson in (whole, half)]
     torch.testing.assert_close(moved[0], 2 * moved[1], rtol=1e-2, atol=1e-6)
+    velocities = [lesson.teacher.velocity for lesson in (whole, half)]  # else momentum would make up for the share
+    torch.testing.assert_close(velocities[0], 2 * velocities[1])
+    assert velocities[0].abs().max() > 0
 
 
 def answer(mine, *runs):
@@ -128,9 +131,9 @@ def test_replayed_samples_move_no_statistics_and_are_normalised_apart(small, oth
     new, again = images(4), 5 * images(6, seed=1)
     for norm in (TBR(), AlphaBN(alpha=0.5)):
         student = learner(small, norm)
-        alone, _ = finished(student.learn([new], lambda logits, _: entropy(logits).mean(), 0.1, 0.0))
+        alone, _ = finished(student.learn([new], lambda logits, _: entropy(logits).mean(), 0.1, 0.0, 1.0))
         beside, _ = finished(
-            student.learn([new, again], lambda logits, run: (run == 0) * entropy(logits).mean(), 0.1 * 10 / 4, 0.0)
+            student.learn([new, again], lambda logits, run: (run == 0) * entropy(logits).mean(), 0.1 * 10 / 4, 0.0, 1.0)
         )
         torch.testing.assert_close(alone.affine, beside.affine, rtol=1e-4, atol=1e-6)
         for name, value in alone.norm.items():
@@ -144,10 +147,10 @@ def test_the_published_teacher_learns_by_the_batch_and_answers_by_running_statis
         seen.append(logits.detach())
         return entropy(logits).mean()
 
-    moved, _ = finished(published.learn([batch], keep, 1e-9, 0.0))
-    finished(learner(small, BN1()).learn([batch], keep, 1e-9, 0.0))
+    moved, _ = finished(published.learn([batch], keep, 1e-9, 0.0, 1.0))
+    finished(learner(small, BN1()).learn([batch], keep, 1e-9, 0.0, 1.0))
     torch.testing.assert_close(seen[0], seen[1])
-    tbr, _ = finished(learner(small, TBR()).learn([batch], keep, 1e-9, 0.0))
+    tbr, _ = finished(learner(small, TBR()).learn([batch], keep, 1e-9, 0.0, 1.0))
     for name, value in moved.norm.items():  # of the first layer, which sees the same
         torch.testing.assert_close(value[:8], tbr.norm[name][:8])
     running = replace(moved, norm_member=TBR())

@@ -1,9 +1,15 @@
-"""Models that are exported once."""
+"""Models that are exported once, and edge clients of a server that speaks HTTP and knows no models."""
+
+from typing import Any
 
 import pytest
+from cloud import cloud
 from hosted import Both, Convolutions, Tokens, host, packaged
+from surroundings import ALL, SOON, Publisher
 
 from normstream.adaptation import HostedModel
+from normstream.clients.edge.client import EdgeClient
+from normstream.clients.edge.options import Options
 from normstream.clients.edge.package import Package
 
 
@@ -41,3 +47,35 @@ def tokens_package(tokens: HostedModel, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def both_package(both: HostedModel, tmp_path_factory: pytest.TempPathFactory) -> Package:
     return packaged(both, tmp_path_factory.mktemp("packages"))
+
+
+@pytest.fixture
+def package(convolutions_package) -> Package:
+    return convolutions_package
+
+
+@pytest.fixture
+def server(package):
+    with cloud(package.folder) as running:
+        yield running
+
+
+@pytest.fixture
+def start(server, tmp_path):
+    """Starts edges, of which none outlives its test."""
+    started = []
+
+    def start(folder: str = "edge", edge: str = "gate", **arguments: Any) -> EdgeClient:
+        options = Options(**{"criteria": ALL, "local": None, **SOON, **arguments.pop("options", {})})
+        client = EdgeClient(arguments.pop("server", server.url), edge, tmp_path / folder, options=options, **arguments)
+        started.append(client)
+        return client
+
+    yield start
+    for client in started:
+        client.close()
+
+
+@pytest.fixture
+def publisher(server, package) -> Publisher:
+    return Publisher(server, package)

@@ -1,0 +1,256 @@
+"""Networks that adapt their statistics to what they see, in place of `Runtime`.
+
+They need the batch norms laid open: these do not fuse with the convolutions then, and every activation is read twice
+more. A forward pass takes about 1.6 times as long for it (EfficientNet-Lite0, one thread).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from copy import copy
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from normstream.clients.edge.errors import BadPackage
+from normstream.clients.edge.local import EMA, AlphaBN, Method, Running
+from normstream.clients.edge.pace import Pace
+from normstream.clients.edge.package import Floats, Package, Parameters
+from normstream.clients.edge.runtime import TOLERANCE, Runtime, by_layer, compare, load, references
+
+_BEHIND = 8  # images taken in since the fused network was built, from which on another one is wanted
+
+
+class OpenNetwork:
+    """The network with its batch norms laid open, and one version of the affine parameters.
+
+    Args:
+        package: The model, one with batch norms.
+        parameters: Of its normalisation layers; the statistics among them are not used.
+        threads: For one forward pass; left out, as many as the machine has cores.
+
+    Raises:
+        BadPackage: The model has no batch norms, or ONNX Runtime cannot load it.
+    """
+
+    def __init__(self, package: Package, parameters: Parameters, threads: int | None) -> None:
+        path = package.adaptive
+        if path is None:
+            raise BadPackage(f"{package.manifest.model} has no batch norms whose statistics an edge could adapt")
+        self._package = package
+        self._load = partial(load, path, threads=threads)
+        self._affine, fixed = _parted(package, parameters)
+        self._session = self._load(fixed)
+
+    def updated(self, parameters: Parameters) -> OpenNetwork:
+        """Return the network with other affine parameters."""
+        other = copy(self)
+        other._affine, fixed = _parted(self._package, parameters)
+        if fixed:
+            other._session = self._load(fixed)
+        return other
+
+    def run(self, batch: Floats, given: Parameters, alpha: float = 0.0) -> tuple[Floats, Floats, Floats]:
+        """Run it on preprocessed images, float32 `[B, 3, H, W]`.
+
+        Args:
+            batch: The images.
+            given: Their "mean" and "var" are mixed with the batch's.
+            alpha: The weight of the batch's.
+
+        Returns:
+            The logits `[B, classes]`, and the batch's mean and biased variance `[C_total]`.
+        """
+        feed = {"images": batch, "mean": given["mean"], "var": given["var"], "alpha": np.asarray(alpha, np.float32)}
+        logits, mean, var = self._session.run(["logits", "batch_mean", "batch_var"], feed | self._affine)
+        return logits, mean, var
+
+    def probe(self, given: Parameters, expected: Floats, tolerance: float) -> float:
+        """Compare the logits of the package's reference images with those that the server has computed.
+
+        Raises:
+            ProbeFailed: They differ.
+        """
+        logits = np.concatenate([self.run(image, given)[0] for image in references(self._package)])
+        return compare(logits, expected, tolerance)
+
+
+class AlphaBNRuntime:
+    """A network that mixes in the statistics of each batch; any number of threads may use it at once.
+
+    Args:
+        package: The model, one with batch norms.
+        parameters: Of its normalisation layers; left out, those of training.
+        method: How the batch's statistics are mixed in.
+        threads: For one forward pass; left out, as many as the machine has cores.
+
+    Attributes:
+        package: The model.
+        parameters: Of its normalisation layers.
+
+    Raises:
+        BadPackage: The model has no batch norms, or ONNX Runtime cannot load it.
+    """
+
+    def __init__(
+        self,
+        package: Package,
+        parameters: Parameters | None = None,
+        method: AlphaBN | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.package = package
+        self.parameters = package.source if parameters is None else parameters
+        self._method = method or AlphaBN()
+        self._network = OpenNetwork(package, self.parameters, threads)
+
+    def updated(self, parameters: Parameters) -> AlphaBNRuntime:
+        """Return a runtime with other parameters."""
+        other = copy(self)
+        other.parameters = parameters
+        other._network = self._network.updated(parameters)
+        return other
+
+    def logits(self, batch: Floats) -> Floats:
+        """Run the network on preprocessed images, float32 `[B, 3, H, W]`: logits, `[B, classes]`."""
+        return self._network.run(batch, self.parameters, self._method.alpha)[0]
+
+    def probe(self, expected: Floats, tolerance: float = TOLERANCE) -> float:
+        """Compare the logits of the package's reference images, without their statistics, with the server's.
+
+        Raises:
+            ProbeFailed: They differ.
+        """
+        return self._network.probe(self.parameters, expected, tolerance)
+
+
+class _Fused(NamedTuple):
+    """A fused network, and how many images had been taken in when it was built."""
+
+    runtime: Runtime
+    taken_in: int
+
+
+class EMARuntime:
+    """A network with running statistics of what it sees; one thread uses it, and another one may `fuse`.
+
+    Images are taken in as often as the method's share of the time allows. The others are predicted by a fused network
+    with the statistics of a moment ago, as fast as those of `Runtime`, where somebody calls `fuse` when the network
+    `lags`; where nobody does, every image is taken in.
+
+    Args:
+        package: The model, one with batch norms.
+        parameters: Of its normalisation layers; left out, those of training.
+        method: How statistics run and are mixed in.
+        threads: For one forward pass; left out, as many as the machine has cores.
+        elapsed_s: Tells the time; it never jumps.
+
+    Attributes:
+        package: The model.
+        parameters: Of its normalisation layers, without what this edge adds.
+        running: The running statistics.
+        lags: Whether `fuse` would be of use.
+
+    Raises:
+        BadPackage: The model has no batch norms, or ONNX Runtime cannot load it.
+    """
+
+    def __init__(
+        self,
+        package: Package,
+        parameters: Parameters | None = None,
+        method: EMA | None = None,
+        threads: int | None = None,
+        elapsed_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.package = package
+        self.parameters = package.source if parameters is None else parameters
+        self._method = method or EMA()
+        self._threads = threads
+        self._pace = Pace(self._method.share, elapsed_s)
+        self._network = OpenNetwork(package, self.parameters, threads)
+        self.running = Running(self.parameters["mean"], self.parameters["var"])
+        self._fused: _Fused | None = None
+        self._fused_pass_s = 0.0  # of one image
+        self._taken_in = 0
+        self.lags = False
+
+    def updated(self, parameters: Parameters) -> EMARuntime:
+        """Return a runtime with other parameters; the running statistics go on."""
+        other = copy(self)
+        other.parameters = parameters
+        other._network = self._network.updated(parameters)
+        other._fused = None
+        return other
+
+    def logits(self, batch: Floats) -> Floats:
+        """Run the network on preprocessed images, float32 `[B, 3, H, W]`: logits, `[B, classes]`."""
+        if self._pace.due:
+            return self._take_in(batch)
+        fused = self._fused
+        behind = math.inf if fused is None else self._taken_in - fused.taken_in
+        self.lags = behind >= _BEHIND
+        if fused is None or behind >= 2 * max(_BEHIND, len(batch)):  # nobody has built another one
+            return self._take_in(batch)
+        began = time.perf_counter()
+        logits = fused.runtime.logits(batch)
+        self._fused_pass_s = (time.perf_counter() - began) / len(batch)
+        return logits
+
+    def _take_in(self, batch: Floats) -> Floats:
+        began = time.perf_counter()
+        given = self.running.mixed_into(self.parameters, self._method.alpha)
+        logits, mean, var = self._network.run(batch, given)
+        if np.isfinite(mean).all() and np.isfinite(var).all():
+            self.running = self.running.merge(mean, var, 1 - (1 - self._method.momentum) ** len(batch))
+            self._taken_in += len(batch)
+        self._pace.spent(max(0.0, time.perf_counter() - began - self._fused_pass_s * len(batch)))
+        return logits
+
+    def fuse(self) -> None:
+        """Build the fused network with the statistics of now, and use it from the next image on.
+
+        Raises:
+            BadPackage: ONNX Runtime cannot load the network.
+        """
+        began = time.thread_time()
+        taken_in, parameters = self._taken_in, self.running.mixed_into(self.parameters, self._method.alpha)
+        self._fused = _Fused(Runtime(self.package, parameters, self._threads), taken_in)
+        self.lags = False
+        self._pace.spent(time.thread_time() - began)
+
+    def probe(self, expected: Floats, tolerance: float = TOLERANCE) -> float:
+        """Compare the logits of the package's reference images, without this edge's statistics, with the server's.
+
+        Raises:
+            ProbeFailed: They differ.
+        """
+        return self._network.probe(self.parameters, expected, tolerance)
+
+
+def local_runtime(
+    package: Package,
+    parameters: Parameters | None,
+    method: Method,
+    threads: int | None,
+    elapsed_s: Callable[[], float],
+) -> AlphaBNRuntime | EMARuntime:
+    """Make the network that a method asks for."""
+    if isinstance(method, AlphaBN):
+        return AlphaBNRuntime(package, parameters, method, threads)
+    return EMARuntime(package, parameters, method, threads, elapsed_s)
+
+
+def _parted(package: Package, parameters: Parameters) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Part the affine parameters in those of the batch norms, which are inputs, and others, which a session keeps."""
+    tensors = by_layer(package, parameters)
+    layers = package.manifest.layers
+    affine = {
+        name: np.concatenate([tensors[f"{layer.path}.{name}"] for layer in layers if layer.batch_norm])
+        for name in ("weight", "bias")
+    }
+    others = [f"{layer.path}.{name}" for layer in layers if not layer.batch_norm for name in layer.tensors]
+    return affine, {name: tensors[name] for name in others}
