@@ -73,6 +73,10 @@ class Learner:
             moved, memory = sgd(self.affine[None], share * gradient[None], memory, gradient.new_tensor([lr]), momentum)
         return replace(self, affine=moved[0], velocity=memory["velocity"][0], norm=norm), total
 
+    def pulled_to_source(self, weight: float) -> "Learner":
+        """The model a part of the way back to its trained parameters (weight ensembling, Marsden et al. 2024)."""
+        return replace(self, affine=torch.lerp(self.affine, self.hosted.layers.affine, weight))
+
     def answer(self, runs: Sequence[Tensor]) -> Passes[list[Tensor]]:
         """Logits [n, classes] of each run, without learning.
 

@@ -38,6 +38,9 @@ class Cema(TaughtMember):
     gamma: float = Field(1.0, ge=0, le=1000, description="weight of the cross entropy to the teacher's classes")
     temperature: float = Field(1.0, gt=0, le=100, description="of both models in the divergence")
     e_max: float = Field(0.4, gt=0, le=1, description="entropy of which an image weighs 1; times ln(classes)")
+    source_pull: float = Field(
+        0.2, ge=0, lt=1, description="weight of the student's trained parameters after a whole batch; 0 is published"
+    )
 
     extra_forwards: ClassVar[str] = "one of the student and two of the teacher on uploaded samples, two with gradient"
 
@@ -59,6 +62,7 @@ class Cema(TaughtMember):
             self.momentum,
             share,
         )
+        student = student.pulled_to_source(1 - (1 - self.source_pull) ** share)
         return Lesson(student, teacher, student_loss, teacher_loss, targets[0])
 
     def distillation(self, student: Tensor, teacher: Tensor, e_max: float) -> Tensor:

@@ -179,11 +179,11 @@ class EMARuntime:
         self.lags = False
 
     def updated(self, parameters: Parameters) -> EMARuntime:
-        """Return a runtime with other parameters; the running statistics go on."""
+        """Return a runtime with other parameters, ready for images of any number; the running statistics go on."""
         other = copy(self)
         other.parameters = parameters
         other._network = self._network.updated(parameters)
-        other._fused = None
+        other._fused = other._built()
         return other
 
     def logits(self, batch: Floats) -> Floats:
@@ -217,10 +217,13 @@ class EMARuntime:
             BadPackage: ONNX Runtime cannot load the network.
         """
         began = time.thread_time()
-        taken_in, parameters = self._taken_in, self.running.mixed_into(self.parameters, self._method.alpha)
-        self._fused = _Fused(Runtime(self.package, parameters, self._threads), taken_in)
+        self._fused = self._built()
         self.lags = False
         self._pace.spent(time.thread_time() - began)
+
+    def _built(self) -> _Fused:
+        taken_in, parameters = self._taken_in, self.running.mixed_into(self.parameters, self._method.alpha)
+        return _Fused(Runtime(self.package, parameters, self._threads), taken_in)
 
     def probe(self, expected: Floats, tolerance: float = TOLERANCE) -> float:
         """Compare the logits of the package's reference images, without this edge's statistics, with the server's.

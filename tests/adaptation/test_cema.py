@@ -74,7 +74,8 @@ def test_the_weight_of_an_image_takes_no_gradient():
 
 def test_the_lesson_is_the_algorithm(small, other):
     """By autograd on the networks themselves, without statistics that move: teacher, targets, student."""
-    member, new, again = Cema(batch=4, lr=0.1, teacher_lr=0.05), images(4), images(3, seed=1)
+    member = Cema(batch=4, lr=0.1, teacher_lr=0.05, source_pull=0.25)
+    new, again = images(4), images(3, seed=1)
     lesson = finished(
         member.lesson(learner(small, Source()), learner(other, Source()), Images([new, again], [new, again]))
     )
@@ -92,7 +93,8 @@ def test_the_lesson_is_the_algorithm(small, other):
     affine = small.layers.affine.clone().requires_grad_()
     distilled = member.distillation(logits(small, affine, torch.cat([new, again])), targets, e_max)
     moved = affine.detach() - 0.1 * torch.autograd.grad(distilled, affine)[0]
-    torch.testing.assert_close(lesson.student.affine, moved, rtol=1e-4, atol=1e-6)
+    pulled = 0.75 * moved + 0.25 * small.layers.affine
+    torch.testing.assert_close(lesson.student.affine, pulled, rtol=1e-4, atol=1e-6)
     assert lesson.teacher_loss == pytest.approx(loss.item(), rel=1e-5)
     assert lesson.student_loss == pytest.approx(distilled.item(), rel=1e-5)
     assert lesson.teacher_entropy == pytest.approx(entropy(targets[:4]).mean().item(), rel=1e-4)
@@ -100,7 +102,7 @@ def test_the_lesson_is_the_algorithm(small, other):
 
 def test_a_lesson_brings_the_student_nearer_to_its_teacher(small, other):
     student, teacher, batch = learner(small, TBR()), learner(other, TBR()), images(16)
-    member = Cema(batch=16, alpha=0, lr=0.02)
+    member = Cema(batch=16, alpha=0, lr=0.02, source_pull=0)
     losses = []
     for _ in range(10):
         lesson = finished(member.lesson(student, teacher, Images([batch], [batch])))
@@ -121,6 +123,19 @@ def test_a_part_of_a_batch_moves_by_its_share(small, other):
     velocities = [lesson.teacher.velocity for lesson in (whole, half)]  # else momentum would make up for the share
     torch.testing.assert_close(velocities[0], 2 * velocities[1])
     assert velocities[0].abs().max() > 0
+
+
+def test_two_halves_of_a_batch_pull_to_the_source_as_the_whole_does(small, other):
+    far = small.layers.affine + torch.randn(small.layers.affine.shape, generator=torch.Generator().manual_seed(3))
+    student, teacher = replace(learner(small, Source()), affine=far), learner(other, Source())
+    ends = []
+    for size, lessons in ((4, 1), (8, 2)):
+        member, mine = Cema(batch=size, lr=1e-12, source_pull=0.36), student
+        for _ in range(lessons):
+            mine = finished(member.lesson(mine, teacher, Images([images(4)], [images(4)]))).student
+        ends.append(mine.affine)
+    torch.testing.assert_close(ends[0], ends[1])
+    torch.testing.assert_close(ends[0], 0.64 * far + 0.36 * small.layers.affine)
 
 
 def answer(mine, *runs):

@@ -32,10 +32,10 @@ def test_every_way_to_run_an_edge(photographs, tmp_path):
     assert result.exit_code == 0, result.output
     outcomes = json.loads((out / "edge.json").read_text())["outcomes"]
     assert {each["seen"] for each in outcomes.values()} == {2}
-    assert outcomes["no adaptation"]["uploaded"] == outcomes["local ema alone"]["uploaded"] == 0
+    assert outcomes["no adaptation"]["uploaded"] == outcomes["the edge alone"]["uploaded"] == 0
     assert outcomes["cema, everything uploaded"]["uploaded"] == 2
     assert outcomes["tent at the server"]["share"] == 100
-    assert "| cema and local ema |" in result.stdout
+    assert "| the cloud alone |" in result.stdout
 
 
 def test_data_that_is_not_there(tmp_path):

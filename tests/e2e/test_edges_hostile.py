@@ -82,7 +82,14 @@ def start(tmp_path) -> Iterator[Callable[..., EdgeClient]]:
 
     def start(url: str, name: str, **changes: object) -> EdgeClient:
         options = Options(
-            top_k=CLASSES, threads=1, criteria=EVERYTHING, linger_s=0.0, wait_s=2.0, report_every_s=1.0, batch=BATCH
+            local=None,
+            top_k=CLASSES,
+            threads=1,
+            criteria=EVERYTHING,
+            linger_s=0.0,
+            wait_s=2.0,
+            report_every_s=1.0,
+            batch=BATCH,
         )
         arguments = {"model": "tiny", "recipe": RECIPE, "options": options, "uniform": lambda *_: 0.3, **changes}
         started.append(EdgeClient(url, f"{tmp_path.name[-20:]}-{name}", tmp_path / name, **arguments))
