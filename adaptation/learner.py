@@ -52,8 +52,9 @@ class Learner:
             runs: images, each [n, 3, H, W].
             loss: of the logits [n, classes] of the run with that number, a mean over its images.
             lr: of a whole step.
-            momentum: of the velocity.
-            share: of a step that this one is; the gradient's, so that it is the velocity's too.
+            momentum: of the velocity in a whole step, below 1.
+            share: of a step that this one is, above 0, as if so much time went by: the velocity loses and gains its part
+                of what a whole step takes and gives, and the parameters move by that part of it.
         """
         gradient, total, norm = torch.zeros_like(self.affine), 0.0, self.norm
         images = sum(map(len, runs))
@@ -70,7 +71,10 @@ class Learner:
             yield
         with torch.no_grad():
             memory = {"velocity": self.velocity[None]}
-            moved, memory = sgd(self.affine[None], share * gradient[None], memory, gradient.new_tensor([lr]), momentum)
+            kept = momentum**share
+            gained = (1 - kept) / (1 - momentum) * gradient
+            rate = gradient.new_tensor([share * lr])
+            moved, memory = sgd(self.affine[None], gained[None], memory, rate, kept)
         return replace(self, affine=moved[0], velocity=memory["velocity"][0], norm=norm), total
 
     def pulled_to_source(self, weight: float) -> "Learner":

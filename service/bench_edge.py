@@ -35,7 +35,7 @@ from normstream.clients.errors import NormstreamError
 
 CORRUPTIONS = "gaussian_noise,fog,motion_blur,contrast"
 SEVERITIES = (3, 5)
-EVERYTHING = Criteria(unreliable=10, uninformative=0, redundant=10)
+CHOSEN, EVERYTHING = Criteria(), Criteria(unreliable=10, uninformative=0, redundant=10)
 SETTLE_S = 300.0
 POLL_S = 0.05
 
@@ -67,6 +67,7 @@ class Outcome:
 
 
 Predict = Callable[[Frames], NDArray[np.int64]]
+Contender = Callable[[Any], Outcome]
 
 
 def bench_edge(
@@ -80,6 +81,7 @@ def bench_edge(
     batch: Annotated[int, typer.Option(min=1, max=64, help="Frames per step.")] = 16,
     images: Annotated[int | None, typer.Option(min=1, help="Use this many, evenly spaced.", show_default="all")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of corruptions and order.")] = 0,
+    contender: Annotated[list[str] | None, typer.Option(help="One of the rows; repeat.", show_default="all")] = None,
 ) -> None:
     """Measure what a cloud-taught edge gains, and what it costs."""
     try:
@@ -113,16 +115,24 @@ def bench_edge(
         "images": len(order),
         "batch": batch,
         "seed": seed,
+        "taken in by the edge": "every image",
     }
     outcomes: dict[str, Outcome] = {}
     with running(NORMSTREAM_MODELS=f"{model} {teacher}") as server:
-        for name, follow in _contenders(server.url, model, teacher, local).items():
+        for name, follow in _chosen(_contenders(server.url, model, teacher, local), contender).items():
             try:
                 outcomes[name] = follow(track(stream, name, console=Console(stderr=True)))
             except (BenchError, NormstreamError) as error:
                 _refuse(error)
             _publish(out, settings, outcomes)
     typer.echo((out / "edge.md").read_text())
+
+
+def _chosen(contenders: dict[str, Contender], names: list[str] | None) -> dict[str, Contender]:
+    for name in names or ():
+        if name not in contenders:
+            _refuse(BenchError(f"--contender: there is no {name!r}; there are {', '.join(map(repr, contenders))}"))
+    return {name: contenders[name] for name in names or contenders}
 
 
 def _refuse(error: Exception) -> NoReturn:
@@ -139,20 +149,25 @@ def _framed(pixels: Frames, preprocessing: Preprocessing) -> Frames:
     return np.pad(pixels, ((0, 0), (border, border), (border, border), (0, 0)), mode="edge")
 
 
-def _contenders(url: str, model: str, teacher: str, local: EMA | None) -> dict[str, Callable[[Any], Outcome]]:
+def _contenders(url: str, model: str, teacher: str, local: EMA | None) -> dict[str, Contender]:
     taught = {"update": {"name": "cema", "teacher": teacher}}
 
-    def edge(name: str, recipe: Any, **options: Any) -> Callable[[Any], Outcome]:
-        chosen = Options(linger_s=0.0, **{"local": local, **options})
-        return lambda stream: _edge(url, name, model, recipe, chosen, stream)
+    def edge(name: str, recipe: Any, local: EMA | None, criteria: Criteria = CHOSEN) -> Contender:
+        options = Options(linger_s=0.0, local=local, criteria=criteria)
+        return lambda stream: _edge(url, name, model, recipe, options, stream)
 
-    apart = {"the edge alone": edge("alone", "source"), "the cloud alone": edge("cloud", taught, local=None)}
-    return {
-        "no adaptation": edge("none", "source", local=None),
-        "cema": edge("cema", taught),
-        "cema, everything uploaded": edge("all", taught, criteria=EVERYTHING),
-        **(apart if local else {}),
+    contenders = {
+        "no adaptation": edge("none", "source", None),
+        "cema": edge("cema", taught, local),
+        "cema, everything uploaded": edge("all", taught, local, EVERYTHING),
         "tent at the server": lambda stream: _server(url, model, stream),
+    }
+    if local is None:
+        return contenders
+    return contenders | {
+        "the edge alone": edge("alone", "source", local),
+        "the cloud alone": edge("cloud", taught, None),
+        "the cloud alone, everything uploaded": edge("cloud-all", taught, None, EVERYTHING),
     }
 
 
@@ -161,7 +176,7 @@ def _edge(url: str, name: str, model: str, recipe: Any, options: Options, stream
     with (
         tempfile.TemporaryDirectory() as folder,
         EdgeClient(url, name, folder, model=model, recipe=recipe, options=options) as client,
-        httpx.Client(base_url=url, transport=httpx.HTTPTransport()) as http,
+        Client(url, transport=httpx.HTTPTransport()) as operator,
     ):
 
         def predict(frames: Frames) -> NDArray[np.int64]:
@@ -173,7 +188,7 @@ def _edge(url: str, name: str, model: str, recipe: Any, options: Options, stream
             begun, before = time.monotonic(), client.status().counters
             if not client.drain(SETTLE_S):
                 raise BenchError("the server takes no samples")
-            while not _settled(client, http, name):
+            while not _settled(client, operator, name):
                 if time.monotonic() > begun + SETTLE_S:
                     raise BenchError(f"the server did not learn within {SETTLE_S:.0f} s")
                 time.sleep(POLL_S)
@@ -188,12 +203,11 @@ def _edge(url: str, name: str, model: str, recipe: Any, options: Options, stream
     return outcome
 
 
-def _settled(client: EdgeClient, http: httpx.Client, name: str) -> bool:
+def _settled(client: EdgeClient, operator: Client, name: str) -> bool:
     """Whether nothing is left to learn from, and the edge has tried what came of it."""
-    edge = http.get(f"/v1/edges/{name}").raise_for_status().json()
-    batch: int = edge["recipe"]["update"]["batch"]
-    pending: int = edge["samples"]["pending"]
-    return pending < batch and client.tried == edge["tag"]
+    edge = operator.edge(name)
+    batch: int = edge.recipe["update"]["batch"]
+    return edge.samples.pending < batch and client.tried == edge.tag
 
 
 def _server(url: str, model: str, stream: Stream) -> Outcome:
