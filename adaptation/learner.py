@@ -53,8 +53,8 @@ class Learner:
             loss: of the logits [n, classes] of the run with that number, a mean over its images.
             lr: of a whole step.
             momentum: of the velocity in a whole step, below 1.
-            share: of a step that this one is, above 0, as if so much time went by: the velocity loses and gains its part
-                of what a whole step takes and gives, and the parameters move by that part of it.
+            share: of a step that this one is, above 0, as if so much time went by: the velocity loses and gains its
+                part of what a whole step takes and gives, and the parameters move by that part of it.
         """
         gradient, total, norm = torch.zeros_like(self.affine), 0.0, self.norm
         images = sum(map(len, runs))

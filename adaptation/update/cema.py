@@ -19,12 +19,13 @@ class Cema(TaughtMember):
     of weighted entropy minimisation; then it labels the new samples and some replayed ones, and the edge's model, the
     student, takes one step towards the labels. Only the affine parameters of normalisation layers move, of both.
 
-    Five things are ours. New and replayed samples are normalised apart, and statistics follow the new ones alone: a
+    Six things are ours. New and replayed samples are normalised apart, and statistics follow the new ones alone: a
     replayed sample has moved them before, and may be of another world. The preset leaves the student its source
     statistics, where the published edge has running ones (`tbr`), which lag behind the world by a batch of uploads. The
     teacher's are by default those of `alpha_bn`; `published` normalises it by the batch while it learns. Samples are
-    replayed from the first on, not from the 256th, and only those of some hours and bytes. And a batch that is not full
-    moves parameters by its share of a step.
+    replayed from the first on, not from the 256th, and only those of some hours and bytes. A batch that is not full
+    takes its share of a step. And after each lesson the student goes a part of the way back to its trained parameters,
+    since what it has learnt in one world costs it in the next.
 
     The replay buffer holds images of the stream's owner: it is as private as they are.
     """

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.logging import RichHandler
@@ -22,7 +22,7 @@ from normstream.clients.edge import bench as benchmark
 from normstream.clients.edge.client import EdgeClient
 from normstream.clients.edge.errors import BadImage, BadPackage
 from normstream.clients.edge.folder import Folder
-from normstream.clients.edge.local import EMA, AlphaBN, Method
+from normstream.clients.edge.local import EMA, AlphaBN, Choice
 from normstream.clients.edge.metrics import serving
 from normstream.clients.edge.options import Options
 from normstream.clients.edge.package import Package
@@ -58,7 +58,7 @@ class Precision(StrEnum):
     FLOAT32 = "float32"
 
 
-_METHODS: dict[Local, Method | Literal["auto"] | None] = {
+_CHOICES: dict[Local, Choice] = {
     Local.AUTO: "auto",
     Local.OFF: None,
     Local.ALPHA_BN: AlphaBN(),
@@ -141,7 +141,7 @@ def run(
     options = Options(
         top_k=top_k,
         threads=threads,
-        local=_METHODS[local],
+        local=_CHOICES[local],
         criteria=Criteria(unreliable=unreliable, uninformative=uninformative, redundant=redundant),
         bytes_per_hour=math.inf if bytes_per_hour is None else bytes_per_hour,
         quality=quality,
@@ -268,7 +268,7 @@ def bench(
         turns=turns,
         batch=batch,
         update_every_s=update_every,
-        options=Options(threads=threads, local=_METHODS[local]),
+        options=Options(threads=threads, local=_CHOICES[local]),
     )
     if as_json:
         typer.echo(json.dumps(result.plain()))

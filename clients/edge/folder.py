@@ -3,7 +3,7 @@
 edge.json       who this edge is, its key among that; readable by its owner only
 packages/       the files of the model, by fingerprint
 update          the last good update, with its signature
-statistics      the running statistics of `--local ema`
+statistics      the edge's own running statistics
 state.json      what the selection of samples remembers, and the counters
 spool.sqlite    samples that wait to be uploaded
 status.json     how things were a few seconds ago, for `normstream-edge status`

@@ -36,14 +36,19 @@ class InUse(NamedTuple):
         return self.update.tag if self.update else None
 
     @property
+    def _own(self) -> EMARuntime | None:
+        """The network, where it keeps statistics of its own."""
+        return self.network if isinstance(self.network, EMARuntime) else None
+
+    @property
     def statistics(self) -> Running | None:
         """What it has seen, where that changes its answers."""
-        return self.network.running if isinstance(self.network, EMARuntime) else None
+        return self._own.running if self._own else None
 
     @property
     def lags(self) -> bool:
         """Whether `fuse` would be of use."""
-        return isinstance(self.network, EMARuntime) and self.network.lags
+        return self._own is not None and self._own.lags
 
     def fuse(self) -> None:
         """Let images be predicted fast with what was seen until now.
@@ -51,23 +56,24 @@ class InUse(NamedTuple):
         Raises:
             BadPackage: ONNX Runtime cannot load the network.
         """
-        if isinstance(self.network, EMARuntime) and self.network.lags:
-            self.network.fuse()
+        if self._own and self._own.lags:
+            self._own.fuse()
 
     def resume(self, folder: Folder) -> None:
         """Go on with the running statistics of the folder, if it keeps such and they fit."""
         content = folder.statistics()
-        if isinstance(self.network, EMARuntime) and content is not None:
+        if self._own and content is not None:
             try:
-                self.network.running = Running.unpacked(content, self.package)
+                self._own.begin_with(Running.unpacked(content, self.package))
             except BadPackage as error:
                 logger.warning("they begin anew: %s", error)
 
     def replaced(self, network: Network, update: Update) -> InUse:
         """Return what follows; what the edge has seen while the update was tried is not lost."""
-        if isinstance(network, EMARuntime) and network.package is self.package and self.statistics is not None:
-            network.running = self.statistics
-        return InUse(network, update)
+        other = InUse(network, update)
+        if self._own and other._own and other.package is self.package:
+            other._own.go_on_from(self._own)
+        return other
 
 
 def network(package: Package, options: Options, clock: Clock, parameters: Parameters | None = None) -> Network:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Self, TypeAlias
+from typing import Literal, Self, TypeAlias
 from zipfile import BadZipFile
 
 import numpy as np
@@ -52,6 +52,8 @@ class EMA:
 
 
 Method: TypeAlias = AlphaBN | EMA
+Choice: TypeAlias = Method | Literal["auto"] | None
+"""None is off, and "auto" `EMA()` where the model has batch norms."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

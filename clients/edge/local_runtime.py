@@ -1,7 +1,7 @@
 """Networks that adapt their statistics to what they see, in place of `Runtime`.
 
 They need the batch norms laid open: these do not fuse with the convolutions then, and every activation is read twice
-more. A forward pass takes about 1.6 times as long for it (EfficientNet-Lite0, one thread).
+more. A forward pass takes 1.6 to 1.8 times as long for it (EfficientNet-Lite0).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable
 from copy import copy
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from normstream.clients.edge.package import Floats, Package, Parameters
 from normstream.clients.edge.runtime import TOLERANCE, Runtime, by_layer, compare, load, references
 
 _BEHIND = 8  # images taken in since the fused network was built, from which on another one is wanted
+_EXTRA = 0.5  # of the time of a pass that takes images in: at most so much is what it takes beyond a fused one
 
 
 class OpenNetwork:
@@ -41,16 +41,17 @@ class OpenNetwork:
         if path is None:
             raise BadPackage(f"{package.manifest.model} has no batch norms whose statistics an edge could adapt")
         self._package = package
-        self._load = partial(load, path, threads=threads)
+        self._path = path
+        self._threads = threads
         self._affine, fixed = _parted(package, parameters)
-        self._session = self._load(fixed)
+        self._session = load(path, fixed, threads)
 
     def updated(self, parameters: Parameters) -> OpenNetwork:
         """Return the network with other affine parameters."""
         other = copy(self)
         other._affine, fixed = _parted(self._package, parameters)
         if fixed:
-            other._session = self._load(fixed)
+            other._session = load(self._path, fixed, self._threads)
         return other
 
     def run(self, batch: Floats, given: Parameters, alpha: float = 0.0) -> tuple[Floats, Floats, Floats]:
@@ -135,11 +136,12 @@ class _Fused(NamedTuple):
 
 
 class EMARuntime:
-    """A network with running statistics of what it sees; one thread uses it, and another one may `fuse`.
+    """A network with running statistics of what it sees.
 
     Images are taken in as often as the method's share of the time allows. The others are predicted by a fused network
-    with the statistics of a moment ago, as fast as those of `Runtime`, where somebody calls `fuse` when the network
-    `lags`; where nobody does, every image is taken in.
+    with the statistics of a moment ago, as fast as those of `Runtime`. Somebody must `fuse` when the network `lags`;
+    where nobody does, images are taken in whatever it costs. One thread predicts; others may `fuse` or get an
+    `updated` one meanwhile.
 
     Args:
         package: The model, one with batch norms.
@@ -152,7 +154,6 @@ class EMARuntime:
         package: The model.
         parameters: Of its normalisation layers, without what this edge adds.
         running: The running statistics.
-        lags: Whether `fuse` would be of use.
 
     Raises:
         BadPackage: The model has no batch norms, or ONNX Runtime cannot load it.
@@ -170,44 +171,55 @@ class EMARuntime:
         self.parameters = package.source if parameters is None else parameters
         self._method = method or EMA()
         self._threads = threads
+        self._elapsed_s = elapsed_s
         self._pace = Pace(self._method.share, elapsed_s)
         self._network = OpenNetwork(package, self.parameters, threads)
         self.running = Running(self.parameters["mean"], self.parameters["var"])
-        self._fused: _Fused | None = None
-        self._fused_pass_s = 0.0  # of one image
         self._taken_in = 0
-        self.lags = False
+        self._fused: _Fused | None = None
+        self._hurried = False
 
     def updated(self, parameters: Parameters) -> EMARuntime:
-        """Return a runtime with other parameters, ready for images of any number; the running statistics go on."""
+        """Return a runtime with other parameters, as fast as this one; the running statistics go on."""
         other = copy(self)
         other.parameters = parameters
         other._network = self._network.updated(parameters)
-        other._fused = other._built()
+        other._fused = None if self._fused is None else other._built()
+        other._hurried = False
         return other
+
+    def go_on_from(self, other: EMARuntime) -> None:
+        """Take over what another one has seen since this one was made of it."""
+        self.running, self._taken_in = other.running, other._taken_in
+
+    def begin_with(self, running: Running) -> None:
+        """Take other running statistics."""
+        self.running = running
+        self._fused = None
+
+    @property
+    def lags(self) -> bool:
+        """Whether `fuse` would be of use: images come too fast for all to be taken in."""
+        return self._hurried and self._behind(self._fused) >= _BEHIND
 
     def logits(self, batch: Floats) -> Floats:
         """Run the network on preprocessed images, float32 `[B, 3, H, W]`: logits, `[B, classes]`."""
-        if self._pace.due:
+        fused, began = self._fused, self._elapsed_s()
+        self._hurried = not self._pace.due
+        if not self._hurried:
+            logits = self._take_in(batch)
+            self._pace.spent(_EXTRA * (self._elapsed_s() - began))
+            return logits
+        if fused is None or self._behind(fused) >= 2 * max(_BEHIND, len(batch)):  # nobody has built another one
             return self._take_in(batch)
-        fused = self._fused
-        behind = math.inf if fused is None else self._taken_in - fused.taken_in
-        self.lags = behind >= _BEHIND
-        if fused is None or behind >= 2 * max(_BEHIND, len(batch)):  # nobody has built another one
-            return self._take_in(batch)
-        began = time.perf_counter()
-        logits = fused.runtime.logits(batch)
-        self._fused_pass_s = (time.perf_counter() - began) / len(batch)
-        return logits
+        return fused.runtime.logits(batch)
 
     def _take_in(self, batch: Floats) -> Floats:
-        began = time.perf_counter()
         given = self.running.mixed_into(self.parameters, self._method.alpha)
         logits, mean, var = self._network.run(batch, given)
         if np.isfinite(mean).all() and np.isfinite(var).all():
             self.running = self.running.merge(mean, var, 1 - (1 - self._method.momentum) ** len(batch))
             self._taken_in += len(batch)
-        self._pace.spent(max(0.0, time.perf_counter() - began - self._fused_pass_s * len(batch)))
         return logits
 
     def fuse(self) -> None:
@@ -216,14 +228,17 @@ class EMARuntime:
         Raises:
             BadPackage: ONNX Runtime cannot load the network.
         """
-        began = time.thread_time()
+        began = self._elapsed_s()
         self._fused = self._built()
-        self.lags = False
-        self._pace.spent(time.thread_time() - began)
+        self._pace.spent(self._elapsed_s() - began)
 
     def _built(self) -> _Fused:
         taken_in, parameters = self._taken_in, self.running.mixed_into(self.parameters, self._method.alpha)
         return _Fused(Runtime(self.package, parameters, self._threads), taken_in)
+
+    def _behind(self, fused: _Fused | None) -> float:
+        """How many images have been taken in since."""
+        return math.inf if fused is None else self._taken_in - fused.taken_in
 
     def probe(self, expected: Floats, tolerance: float = TOLERANCE) -> float:
         """Compare the logits of the package's reference images, without this edge's statistics, with the server's.

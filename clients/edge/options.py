@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
 
 from normstream.clients.edge import local
 from normstream.clients.edge.samples import Format
@@ -38,7 +37,7 @@ class Options:
 
     top_k: int = 5
     threads: int | None = None
-    local: local.Method | Literal["auto"] | None = "auto"
+    local: local.Choice = "auto"
     criteria: Criteria = field(default_factory=Criteria)
     bytes_per_hour: float = math.inf
     burst_bytes: float | None = None
@@ -69,6 +68,8 @@ class Options:
         for name, (least, most) in bounds.items():
             if not least <= getattr(self, name) <= most:
                 raise InvalidArgument(f"{name} is {getattr(self, name)}; give {least} to {most}")
+        if self.local not in ("auto", None) and not isinstance(self.local, local.AlphaBN | local.EMA):
+            raise InvalidArgument(f'local is {self.local!r}; give AlphaBN(…), EMA(…), None or "auto"')
         choices = {"format": ("jpeg", "webp"), "precision": ("float16", "float32")}
         for name, known in choices.items():
             if getattr(self, name) not in known:

@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Callable
 
+LONGEST_S = 60.0  # of rest: a process that was stopped in the middle of something goes on soon
+
 
 class Pace:
     """Keeps what is done now and then to a share of all time, by a rest after each time; for any number of threads.
 
     Args:
-        share: Of the time, above 0; what takes a second is followed by a rest of 1 / share seconds.
+        share: Of the time, above 0; what takes a second is followed by a rest of 1 / share seconds, at most a minute.
         elapsed_s: Tells the time; it never jumps.
     """
 
@@ -29,4 +31,5 @@ class Pace:
     def spent(self, seconds: float) -> None:
         """Rest for what has been done, after what is left of the rest before."""
         with self._lock:
-            self._rested_at = max(self._rested_at, self._elapsed_s()) + seconds / self._share
+            now = self._elapsed_s()
+            self._rested_at = min(max(self._rested_at, now) + seconds / self._share, now + LONGEST_S)

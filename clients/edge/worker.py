@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
-_AFTER_A_FAULT_S = 60.0
+_AFTER_A_FAULT_S = 10.0
 
 
 class Worker:
     """Takes turns until it is stopped; a turn returns after how many seconds the next one is due.
 
-    A turn that fails in a way that nobody has thought of is written to the log and taken again later: what goes on in
-    the background must never end the inference.
+    A turn that fails in a way that nobody has thought of is written to the log and taken again 10 s later, however
+    often the worker is woken before: what goes on in the background must never end the inference, nor fill the log.
     """
 
     def __init__(self, name: str, turn: Callable[[], float]) -> None:
@@ -49,7 +49,7 @@ class Worker:
                 pause_s = self._turn()
             except Exception:
                 logger.exception("%s failed; its next turn is in %g s", self._thread.name, _AFTER_A_FAULT_S)
-                self._stopped.wait(_AFTER_A_FAULT_S)  # whoever wakes it: a fault may last, and fill the log
+                self._stopped.wait(_AFTER_A_FAULT_S)
             else:
                 self._woken.wait(min(pause_s, threading.TIMEOUT_MAX))
                 self._woken.clear()

@@ -118,7 +118,7 @@ def test_two_halves_of_a_batch_move_as_the_whole_does(small, other, momentum):
     batch = images(4)
 
     def lessons(size, number, student, teacher):
-        member = Cema(batch=size, lr=1e-4, teacher_lr=1e-4, momentum=momentum, source_pull=0)
+        member = Cema(batch=size, lr=1e-3, teacher_lr=1e-3, momentum=momentum, source_pull=0)
         for _ in range(number):
             lesson = finished(member.lesson(student, teacher, Images([batch], [batch])))
             student, teacher = lesson.student, lesson.teacher

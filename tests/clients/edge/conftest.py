@@ -49,7 +49,7 @@ def both_package(both: HostedModel, tmp_path_factory: pytest.TempPathFactory) ->
     return packaged(both, tmp_path_factory.mktemp("packages"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def package(convolutions_package) -> Package:
     return convolutions_package
 

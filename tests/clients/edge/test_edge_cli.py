@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from cloud import cloud
 from PIL import Image
 
 from normstream.clients.edge.bench import measure
@@ -29,12 +28,6 @@ def jpeg(seed: int) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(buffer, "JPEG")
     return buffer.getvalue()
-
-
-@pytest.fixture
-def server(convolutions_package):
-    with cloud(convolutions_package.folder) as running:
-        yield running
 
 
 @pytest.fixture

@@ -156,7 +156,15 @@ def test_a_folder_is_for_one_edge_and_one_process(start):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"quality": 0}, {"batch": 0}, {"format": "png"}, {"precision": "int8"}, {"bytes_per_hour": math.nan}]
+    "wrong",
+    [
+        {"quality": 0},
+        {"batch": 0},
+        {"format": "png"},
+        {"precision": "int8"},
+        {"bytes_per_hour": math.nan},
+        {"local": "ema"},
+    ],
 )
 def test_an_option_that_is_wrong_is_named(wrong):
     with pytest.raises(InvalidArgument, match=next(iter(wrong))):

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from cloud import Answer, Cloud, cloud, problem, sign, update_body
+from cloud import Answer, Cloud, problem, sign, update_body
 
 from normstream.clients.edge.backoff import Backoff
 from normstream.clients.edge.clock import Clock
@@ -20,12 +20,6 @@ KEY = "k" * 43
 
 class Now:
     s = 0.0
-
-
-@pytest.fixture
-def server(convolutions_package):
-    with cloud(convolutions_package.folder) as running:
-        yield running
 
 
 @pytest.fixture

@@ -74,15 +74,17 @@ def test_damaged_notes_are_begun_anew(start, server, tmp_path):
 def test_what_the_edge_has_seen_is_kept_over_a_restart(start, publisher, tmp_path, convolutions_package):
     client = start(options={"local": EMA(0.1, 0.5)})
     client.step([photo(i) for i in range(4)])
-    publisher.publish(1)
+    parameters = publisher.publish(1)
     until(lambda: client.status().version == "a.1")
     client.step([photo(9)])
     running = client._in_use.statistics
     client.close()
-    again = start(options={"local": EMA(0.1, 0.5)})
+    again = start(options={"local": EMA(0.1, 0.5, share=1e-9), "top_k": 1000})
     assert again.status().version == "a.1"
     for name in ("mean", "var"):
         np.testing.assert_array_equal(getattr(again._in_use.statistics, name), getattr(running, name))
+    for seed in range(5):
+        assert answers(again, again._in_use.statistics.mixed_into(parameters, 0.5), photo(seed))
     again.close()
     content = (tmp_path / "edge/statistics").read_bytes()
     assert len(content) < 2**20

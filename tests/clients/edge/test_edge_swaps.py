@@ -9,6 +9,7 @@ from cloud import Cloud, problem, sign
 from surroundings import Publisher, answers, logits, photo, until
 
 from normstream.clients.edge.folder import Folder
+from normstream.clients.edge.local import EMA
 from normstream.clients.edge.runtime import Runtime
 
 
@@ -27,8 +28,13 @@ def test_an_update_is_taken_into_use_between_two_steps(server, start, publisher)
     until(lambda: server.asked[-1].get("since") == "a.2")
 
 
-def test_no_frame_is_lost_over_many_updates(start, publisher):
-    client = start(options={"top_k": 1000})
+# The second keeps statistics of its own, in threads of its own; they weigh nothing, so that the answers are known.
+OWN_STATISTICS = pytest.mark.parametrize("local", [None, EMA(alpha=0.0, share=1e-3)], ids=["off", "ema"])
+
+
+@OWN_STATISTICS
+def test_no_frame_is_lost_over_many_updates(start, publisher, local):
+    client = start(options={"top_k": 1000, "local": local})
     publisher.publish(1)
     seen, stop = [], threading.Event()
 
@@ -147,8 +153,11 @@ def test_a_delta_to_a_version_that_is_not_held_makes_the_edge_ask_for_the_whole(
     until(lambda: client.status().version == "a.3")
 
 
-def test_other_weights_under_the_same_name_are_fetched_and_run(start, server, publisher, retrained_package, tmp_path):
-    client = start(options={"top_k": 1000}, uniform=lambda low, high: 0.0)
+@OWN_STATISTICS
+def test_other_weights_under_the_same_name_are_fetched_and_run(
+    start, server, publisher, retrained_package, tmp_path, local
+):
+    client = start(options={"top_k": 1000, "local": local}, uniform=lambda low, high: 0.0)
     publisher.publish(1)
     until(lambda: client.status().version == "a.1")
     client.step([photo()])
@@ -168,7 +177,7 @@ def test_other_weights_under_the_same_name_are_fetched_and_run(start, server, pu
     until(lambda: Folder(tmp_path / "edge").update()[0].partition(b"\n")[0].count(b'"a.4"'))
     client.close()
     server.away = True
-    again = start(options={"top_k": 1000, "first_contact_s": 0.0})
+    again = start(options={"top_k": 1000, "first_contact_s": 0.0, "local": local})
     assert answers(again, parameters, photo())
 
 

@@ -10,15 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from normstream.clients.edge.errors import BadSignature, CorruptUpdate, ForeignUpdate, StaleBase, UpdateRefused
-from normstream.clients.edge.package import Package
 from normstream.clients.edge.update import Held, decode, encode_full, sign
 
 KEY = "k" * 43
-
-
-@pytest.fixture(scope="module")
-def package(convolutions_package: Package) -> Package:
-    return convolutions_package
 
 
 def offsets_of(package, parameters, precision="float32"):
