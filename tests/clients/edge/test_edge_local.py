@@ -13,7 +13,8 @@ from normstream.adaptation.norm.alpha_bn import AlphaBN as Served
 from normstream.clients.edge import local_runtime
 from normstream.clients.edge.errors import BadPackage
 from normstream.clients.edge.local import EMA, AlphaBN, Running
-from normstream.clients.edge.local_runtime import AlphaBNRuntime, EMARuntime, OpenNetwork
+from normstream.clients.edge.local_runtime import AlphaBNRuntime, EMARuntime
+from normstream.clients.edge.open_network import OpenNetwork
 from normstream.clients.edge.pace import Pace
 from normstream.clients.edge.preprocessing import normalise
 from normstream.clients.edge.runtime import Runtime
