@@ -2,7 +2,8 @@
 
 Real parts: `normstream serve` on loopback, its Redis, and edge clients that upload, wait and swap. Only time is ours:
 after each batch of frames the edge's samples are sent, learnt from and answered before the next batch, so that errors
-do not depend on how fast the machine is. How long that took is told as staleness.
+hardly depend on how fast the machine is (a batch of samples that does not fill within a minute is learnt from as it
+is). How long that took is told as staleness.
 """
 
 import json
@@ -115,7 +116,7 @@ def bench_edge(
         "images": len(order),
         "batch": batch,
         "seed": seed,
-        "taken in by the edge": "every image",
+        "taken in by the edge": "every image" if local else "none",
     }
     outcomes: dict[str, Outcome] = {}
     with running(NORMSTREAM_MODELS=f"{model} {teacher}") as server:

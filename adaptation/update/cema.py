@@ -43,7 +43,7 @@ class Cema(TaughtMember):
         0.2, ge=0, lt=1, description="weight of the student's trained parameters after a whole batch; 0 is published"
     )
 
-    extra_forwards: ClassVar[str] = "one of the student and two of the teacher on uploaded samples, two with gradient"
+    extra_forwards: ClassVar[str] = "two of the student and two of the teacher on uploaded samples, two with gradient"
 
     def lesson(self, student: Learner, teacher: Learner, images: Images) -> Passes[Lesson]:
         """The teacher adapts to the new samples; it labels all of them; the student learns the labels."""

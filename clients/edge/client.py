@@ -166,6 +166,8 @@ class EdgeClient:
         if not crops:
             return []
         with self._stepping:
+            if self._in_use.package is in_use.package:  # else other weights came while the images were prepared
+                in_use = self._in_use
             logits = in_use.network.logits(normalise(crops, preprocessing))
             if in_use.lags:
                 self._workers["fuse"].wake()
@@ -186,7 +188,7 @@ class EdgeClient:
     def _judge(
         self, in_use: InUse, pixels: Pixels, taken_at: float, verdict: Verdict, row: Any, uncertain: float
     ) -> EdgePrediction:
-        if in_use.package is self.package:  # else other weights came while the image was prepared
+        if in_use.package is self.package:
             self._recent.append((pixels, uncertain))
         sample = None
         if verdict.reason is not None:

@@ -116,7 +116,7 @@ class EMARuntime:
         self._pace = Pace(self._method.share, elapsed_s)
         self._network = OpenNetwork(package, self.parameters, threads)
         self.running = Running(self.parameters["mean"], self.parameters["var"])
-        self._taken_in = 0
+        self._taken_in = 0  # by choice: while there is no fused network others are too
         self._fused: _Fused | None = None
         self._hurried = False
 
@@ -126,12 +126,13 @@ class EMARuntime:
         other.parameters = parameters
         other._network = self._network.updated(parameters)
         other._fused = None if self._fused is None else other._built()
+        other._pace = Pace(self._method.share, self._elapsed_s)  # for its trial
         other._hurried = False
         return other
 
     def go_on_from(self, other: EMARuntime) -> None:
         """Take over what another one has seen since this one was made of it."""
-        self.running, self._taken_in = other.running, other._taken_in
+        self.running, self._taken_in, self._pace = other.running, other._taken_in, other._pace
 
     def begin_with(self, running: Running) -> None:
         """Take other running statistics."""
@@ -149,6 +150,7 @@ class EMARuntime:
         self._hurried = not self._pace.due
         if not self._hurried:
             logits = self._take_in(batch)
+            self._taken_in += len(batch)
             self._pace.spent(_EXTRA * (self._elapsed_s() - began))
             return logits
         if fused is None or self._behind(fused) >= 2 * max(_BEHIND, len(batch)):  # nobody has built another one
@@ -158,9 +160,10 @@ class EMARuntime:
     def _take_in(self, batch: Floats) -> Floats:
         given = self.running.mixed_into(self.parameters, self._method.alpha)
         logits, mean, var = self._network.run(batch, given)
-        if np.isfinite(mean).all() and np.isfinite(var).all():
-            self.running = self.running.merge(mean, var, 1 - (1 - self._method.momentum) ** len(batch))
-            self._taken_in += len(batch)
+        with np.errstate(over="ignore", invalid="ignore"):
+            running = self.running.merge(mean, var, 1 - (1 - self._method.momentum) ** len(batch))
+        if np.isfinite(running.mean).all() and np.isfinite(running.var).all():
+            self.running = running
         return logits
 
     def fuse(self) -> None:

@@ -203,8 +203,7 @@ def test_an_edge_with_no_time_to_spare_predicts_by_a_fused_network(start):
         client.step([photo()])
         return client._in_use.statistics is before
 
-    until(fused)
-    assert not client._in_use.lags
+    until(lambda: fused() and not client._in_use.lags)
 
 
 def test_the_status_is_on_the_disk_for_others(start, tmp_path):

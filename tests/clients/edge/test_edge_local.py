@@ -2,6 +2,8 @@
 
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -98,10 +100,11 @@ def test_ema_of_many_images_one_by_one_comes_near_their_moments(convolutions_pac
     np.testing.assert_allclose(local.running.var[first], var[first], rtol=0.2)
 
 
-def test_moments_that_are_not_finite_are_not_learnt(convolutions_package):
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e25])  # the last has finite moments, and they cannot be merged
+def test_moments_that_are_not_finite_are_not_learnt(convolutions_package, value):
     local = EMARuntime(convolutions_package, method=EMA())
     before = local.running
-    local.logits(np.full((1, 3, 32, 32), np.nan, np.float32))
+    local.logits(np.full((1, 3, 32, 32), value, np.float32))
     assert local.running is before
 
 
@@ -299,8 +302,8 @@ def test_other_statistics_are_used_from_the_next_image_on(convolutions_package):
 
 
 def test_another_thread_may_fuse(convolutions_package):
-    local = EMARuntime(convolutions_package, method=EMA(momentum=0.3, alpha=0.0, share=1e-6), threads=1)
-    source = Runtime(convolutions_package)
+    local = EMARuntime(convolutions_package, method=EMA(momentum=0.3, alpha=0.5, share=1e-6), threads=1)
+    image, *others = images(convolutions_package, 20)
     stop = threading.Event()
 
     def fuse():
@@ -308,17 +311,61 @@ def test_another_thread_may_fuse(convolutions_package):
             if local.lags:
                 local.fuse()
 
-    thread = threading.Thread(target=fuse)
-    thread.start()
-    try:
-        passes = 0
-        while local._fused is None or local._taken_in == passes:
-            image = images(convolutions_package, 1)[0]
-            np.testing.assert_allclose(local.logits(image), source.logits(image), atol=1e-4)
-            passes += 1
-    finally:
-        stop.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        fusing = pool.submit(fuse)
+        try:
+            deadline = time.monotonic() + 60
+            moved = True
+            while moved:
+                assert time.monotonic() < deadline
+                assert not fusing.done(), fusing.result()
+                before = local.running
+                assert np.isfinite(local.logits(image)).all()
+                moved = local.running is not before
+        finally:
+            stop.set()
+        fusing.result()
+    local.fuse()
+    expected = Runtime(convolutions_package, local.running.mixed_into(convolutions_package.source, 0.5))
+    for other in others:
+        np.testing.assert_allclose(local.logits(other), expected.logits(other), atol=1e-4)
+
+
+def test_a_session_that_takes_long_to_build_is_used_all_the_same(convolutions_package, monkeypatch):
+    """What must be taken in while it is built does not make it stale."""
+    local = EMARuntime(convolutions_package, method=EMA(**HURRY), elapsed_s=Time(1e-3))
+    image = images(convolutions_package, 1)[0]
+    local.logits(image)
+
+    class Slow(Runtime):
+        def __init__(self, *arguments):
+            for _ in range(40):
+                local.logits(image)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(local_runtime, "Runtime", Slow)
+    local.fuse()
+    before = local.running
+    local.logits(image)
+    assert local.running is before
+    assert not local.lags
+
+
+def test_the_trial_of_new_parameters_costs_the_running_network_nothing(convolutions_package):
+    time = Time(1e-3)
+    local = EMARuntime(convolutions_package, method=EMA(momentum=0.3, **HURRY), elapsed_s=time)
+    image, *others = images(convolutions_package, 9)
+    local.logits(image)
+    local.fuse()
+    time.now += 61
+    new = local.updated(moved(convolutions_package))
+    for other in others:
+        new.logits(other)
+    running = local.running
+    new.go_on_from(local)
+    assert new.running is running
+    new.logits(image)  # is due still
+    assert new.running is not running
 
 
 def test_new_parameters_are_not_predicted_with_by_the_old_fused_network(convolutions_package):
@@ -328,6 +375,7 @@ def test_new_parameters_are_not_predicted_with_by_the_old_fused_network(convolut
     local.fuse()
     parameters = moved(convolutions_package)
     new = local.updated(parameters)
+    new.go_on_from(local)
     assert not new.lags
     running = new.running
     np.testing.assert_allclose(new.logits(image), Runtime(convolutions_package, parameters).logits(image), atol=1e-4)

@@ -79,7 +79,7 @@ def test_what_the_edge_has_seen_is_kept_over_a_restart(start, publisher, tmp_pat
     client.step([photo(9)])
     running = client._in_use.statistics
     client.close()
-    again = start(options={"local": EMA(0.1, 0.5, share=1e-9), "top_k": 1000})
+    again = start(options={"local": EMA(0.1, 0.5, share=math.inf), "top_k": 1000})
     assert again.status().version == "a.1"
     for name in ("mean", "var"):
         np.testing.assert_array_equal(getattr(again._in_use.statistics, name), getattr(running, name))
