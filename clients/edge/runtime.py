@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 
 from normstream.clients.edge.errors import BadPackage, ProbeFailed
+from normstream.clients.edge.memory import given_back
 from normstream.clients.edge.package import Floats, Package, Parameters
 from normstream.clients.edge.preprocessing import normalise
 
@@ -100,7 +101,8 @@ def load(path: Path, tensors: Mapping[str, Floats], threads: int | None) -> onnx
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in tensors.values()]
         options.add_external_initializers(list(tensors), values)
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        with given_back():
+            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # It has a class for each status, and no common one but this.
         raise BadPackage(f"ONNX Runtime cannot load {path.name}: {str(error)[:500]}") from error
 
