@@ -322,7 +322,7 @@ def test_streams_share_forward_passes_and_are_as_if_they_did_not(serve: Callable
                 threads.submit(sharing.logits, each, tensors(1, n), adapt=True) for n, each in enumerate(streams[:7])
             ]
             assert sharing.get("/readyz").status_code == 200
-            assert not any(call.done() for call in calls)
+            assert not [call.result() for call in calls if call.done()]
             last = sharing.logits(streams[7], tensors(1, 7), adapt=True)
             logits = [*(call.result() for call in calls), last]
         states = [sharing.state(stream) for stream in streams]
