@@ -8,8 +8,8 @@ from typing import NamedTuple
 from normstream.clients.edge.clock import Clock
 from normstream.clients.edge.errors import BadPackage
 from normstream.clients.edge.folder import Folder
-from normstream.clients.edge.local import EMA, Running
-from normstream.clients.edge.local_runtime import EMARuntime, local_runtime
+from normstream.clients.edge.local import EMA, AlphaBN, Running
+from normstream.clients.edge.local_runtime import AlphaBNRuntime, EMARuntime
 from normstream.clients.edge.options import Options
 from normstream.clients.edge.package import Package, Parameters
 from normstream.clients.edge.runtime import Runtime
@@ -83,4 +83,6 @@ def network(package: Package, options: Options, clock: Clock, parameters: Parame
         method = None if package.adaptive is None else EMA()
     if method is None:
         return Runtime(package, parameters, options.threads)
-    return local_runtime(package, parameters, method, options.threads, clock.elapsed_s)
+    if isinstance(method, AlphaBN):
+        return AlphaBNRuntime(package, parameters, method, options.threads)
+    return EMARuntime(package, parameters, method, options.threads, clock.elapsed_s)

@@ -6,11 +6,11 @@ import math
 import time
 from collections.abc import Callable
 from copy import copy
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
-from normstream.clients.edge.local import EMA, AlphaBN, Method, Running
+from normstream.clients.edge.local import EMA, AlphaBN, Running
 from normstream.clients.edge.open_network import OpenNetwork
 from normstream.clients.edge.pace import Pace
 from normstream.clients.edge.package import Floats, Package, Parameters
@@ -20,7 +20,44 @@ _BEHIND = 8  # images taken in since the fused network was built, from which on 
 _EXTRA = 0.5  # of the time of a pass that takes images in: at most so much is what it takes beyond a fused one
 
 
-class AlphaBNRuntime:
+class LocalRuntime:
+    """A network with its batch norms laid open, whose statistics are not those of its parameters alone.
+
+    Args:
+        package: The model, one with batch norms.
+        parameters: Of its normalisation layers; left out, those of training.
+        threads: For one forward pass; left out, as many as the machine has cores.
+
+    Attributes:
+        package: The model.
+        parameters: Of its normalisation layers, without what this edge adds.
+
+    Raises:
+        BadPackage: The model has no batch norms, or ONNX Runtime cannot load it.
+    """
+
+    def __init__(self, package: Package, parameters: Parameters | None, threads: int | None) -> None:
+        self.package = package
+        self.parameters = package.source if parameters is None else parameters
+        self._network = OpenNetwork(package, self.parameters, threads)
+
+    def updated(self, parameters: Parameters) -> Self:
+        """Return a runtime with other parameters."""
+        other = copy(self)
+        other.parameters = parameters
+        other._network = self._network.updated(parameters)
+        return other
+
+    def probe(self, expected: Floats, tolerance: float = TOLERANCE) -> float:
+        """Compare the logits of the package's reference images, without this edge's statistics, with the server's.
+
+        Raises:
+            ProbeFailed: They differ.
+        """
+        return self._network.probe(self.parameters, expected, tolerance)
+
+
+class AlphaBNRuntime(LocalRuntime):
     """A network that mixes in the statistics of each batch; any number of threads may use it at once.
 
     Args:
@@ -28,13 +65,6 @@ class AlphaBNRuntime:
         parameters: Of its normalisation layers; left out, those of training.
         method: How the batch's statistics are mixed in.
         threads: For one forward pass; left out, as many as the machine has cores.
-
-    Attributes:
-        package: The model.
-        parameters: Of its normalisation layers.
-
-    Raises:
-        BadPackage: The model has no batch norms, or ONNX Runtime cannot load it.
     """
 
     def __init__(
@@ -44,29 +74,12 @@ class AlphaBNRuntime:
         method: AlphaBN | None = None,
         threads: int | None = None,
     ) -> None:
-        self.package = package
-        self.parameters = package.source if parameters is None else parameters
+        super().__init__(package, parameters, threads)
         self._method = method or AlphaBN()
-        self._network = OpenNetwork(package, self.parameters, threads)
-
-    def updated(self, parameters: Parameters) -> AlphaBNRuntime:
-        """Return a runtime with other parameters."""
-        other = copy(self)
-        other.parameters = parameters
-        other._network = self._network.updated(parameters)
-        return other
 
     def logits(self, batch: Floats) -> Floats:
         """Run the network on preprocessed images, float32 `[B, 3, H, W]`: logits, `[B, classes]`."""
         return self._network.run(batch, self.parameters, self._method.alpha)[0]
-
-    def probe(self, expected: Floats, tolerance: float = TOLERANCE) -> float:
-        """Compare the logits of the package's reference images, without their statistics, with the server's.
-
-        Raises:
-            ProbeFailed: They differ.
-        """
-        return self._network.probe(self.parameters, expected, tolerance)
 
 
 class _Fused(NamedTuple):
@@ -76,7 +89,7 @@ class _Fused(NamedTuple):
     taken_in: int
 
 
-class EMARuntime:
+class EMARuntime(LocalRuntime):
     """A network with running statistics of what it sees.
 
     Images are taken in as often as the method's share of the time allows. The others are predicted by a fused network
@@ -92,12 +105,7 @@ class EMARuntime:
         elapsed_s: Tells the time; it never jumps.
 
     Attributes:
-        package: The model.
-        parameters: Of its normalisation layers, without what this edge adds.
         running: The running statistics.
-
-    Raises:
-        BadPackage: The model has no batch norms, or ONNX Runtime cannot load it.
     """
 
     def __init__(
@@ -108,23 +116,19 @@ class EMARuntime:
         threads: int | None = None,
         elapsed_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.package = package
-        self.parameters = package.source if parameters is None else parameters
+        super().__init__(package, parameters, threads)
         self._method = method or EMA()
         self._threads = threads
         self._elapsed_s = elapsed_s
         self._pace = Pace(self._method.share, elapsed_s)
-        self._network = OpenNetwork(package, self.parameters, threads)
         self.running = Running(self.parameters["mean"], self.parameters["var"])
         self._taken_in = 0  # by choice: while there is no fused network others are too
         self._fused: _Fused | None = None
         self._hurried = False
 
-    def updated(self, parameters: Parameters) -> EMARuntime:
+    def updated(self, parameters: Parameters) -> Self:
         """Return a runtime with other parameters, as fast as this one; the running statistics go on."""
-        other = copy(self)
-        other.parameters = parameters
-        other._network = self._network.updated(parameters)
+        other = super().updated(parameters)
         other._fused = None if self._fused is None else other._built()
         other._pace = Pace(self._method.share, self._elapsed_s)  # for its trial
         other._hurried = False
@@ -183,24 +187,3 @@ class EMARuntime:
     def _behind(self, fused: _Fused | None) -> float:
         """How many images have been taken in since."""
         return math.inf if fused is None else self._taken_in - fused.taken_in
-
-    def probe(self, expected: Floats, tolerance: float = TOLERANCE) -> float:
-        """Compare the logits of the package's reference images, without this edge's statistics, with the server's.
-
-        Raises:
-            ProbeFailed: They differ.
-        """
-        return self._network.probe(self.parameters, expected, tolerance)
-
-
-def local_runtime(
-    package: Package,
-    parameters: Parameters | None,
-    method: Method,
-    threads: int | None,
-    elapsed_s: Callable[[], float],
-) -> AlphaBNRuntime | EMARuntime:
-    """Make the network that a method asks for."""
-    if isinstance(method, AlphaBN):
-        return AlphaBNRuntime(package, parameters, method, threads)
-    return EMARuntime(package, parameters, method, threads, elapsed_s)
