@@ -130,7 +130,8 @@ class EMARuntime(LocalRuntime):
         """Return a runtime with other parameters, as fast as this one; the running statistics go on."""
         other = super().updated(parameters)
         other._fused = None if self._fused is None else other._built()
-        other._pace = Pace(self._method.share, self._elapsed_s)  # for its trial
+        other._pace = Pace(self._method.share, self._elapsed_s)
+        other._pace.spent(math.inf)  # during its trial it takes in only what it must
         other._hurried = False
         return other
 

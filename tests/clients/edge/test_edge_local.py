@@ -359,11 +359,11 @@ def test_the_trial_of_new_parameters_costs_the_running_network_nothing(convoluti
     local.fuse()
     time.now += 61
     new = local.updated(moved(convolutions_package))
+    running = local.running
     for other in others:
         new.logits(other)
-    running = local.running
+    assert new.running is running  # all were predicted fast
     new.go_on_from(local)
-    assert new.running is running
     new.logits(image)  # is due still
     assert new.running is not running
 
