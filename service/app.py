@@ -1,9 +1,8 @@
 """The application: models, store and routes put together."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -12,6 +11,7 @@ from fastapi.routing import APIRoute
 from PIL import Image
 
 from normstream.service.admission import Admission
+from normstream.service.background import meanwhile
 from normstream.service.body_limit import BodyLimit
 from normstream.service.edges import Edges
 from normstream.service.errors import MEDIA_TYPE, ProblemDetails, answer_with_problems
@@ -86,29 +86,21 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.labeller = Labeller(app.state.streams, app.state.predictor, settings)
         app.state.packages = Packages(settings.data / "packages")
         app.state.edges = Edges(app.state.streams, app.state.packages)
-        await stack.enter_async_context(_teaching(app))
+        # Learn from samples until the server drains, or the block ends.
+        await stack.enter_async_context(meanwhile(_classroom(app).run()))
         yield
         app.state.admission.draining.set()
 
 
-@asynccontextmanager
-async def _teaching(app: FastAPI) -> AsyncIterator[None]:
-    """Learn from samples in the background, until the server drains or the block ends."""
+def _classroom(app: FastAPI) -> Classroom:
     streams: Streams = app.state.streams
-    classroom = Classroom(
+    return Classroom(
         streams.models,
         streams.store,
         arrival=app.state.edges.arrival,
         closing=app.state.admission.draining,
         sample_ttl_s=app.state.settings.sample_ttl_s,
     )
-    task = asyncio.create_task(classroom.run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def _warn(check: Callable[[], Awaitable[list[str]]]) -> None:

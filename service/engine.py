@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from normstream.adaptation import (
     labels,
     step,
 )
+from normstream.service.background import meanwhile
 from normstream.service.images import refuse_overflow
 from normstream.service.scheduler import Scheduler
 from normstream.service.settings import Settings
@@ -80,13 +81,8 @@ class Engine:
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Engine"]:
         """At work while the block lasts."""
-        task = asyncio.create_task(self._scheduler.run())
-        try:
+        async with meanwhile(self._scheduler.run()):
             yield self
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     def _serve(self, requests: Sequence[Request]) -> list[Answer | Exception]:
         """A batch, on the model's thread."""

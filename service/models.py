@@ -3,16 +3,15 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import torch
-
 from normstream.adaptation import HostedModel, ModelSpec, Recipe, calibration, load_model
+from normstream.service.background import meanwhile
 from normstream.service.engine import Engine
 from normstream.service.errors import Conflict, NotFound
 from normstream.service.settings import Settings
+from normstream.service.tensor_thread import TensorThread
 
 
 class Models(Mapping[str, Engine]):
@@ -76,13 +75,14 @@ async def hosting(settings: Settings) -> AsyncIterator[Models]:
         HostingError: when one cannot be loaded; the message says what to do.
     """
     async with AsyncExitStack() as stack:
-        thread = stack.enter_context(_tensor_thread(settings.threads or available_cores()))
+        thread = stack.enter_context(TensorThread(settings.threads or available_cores()))
         engines: dict[str, Engine] = {}
         for spec in settings.models:
             hosted = await asyncio.wrap_future(thread.submit(_load, spec, settings))
             engines[hosted.name] = Engine(hosted, thread, settings)
         for engine in engines.values():
             await stack.enter_async_context(engine.running())
+        await stack.enter_async_context(meanwhile(thread.tidy()))
         yield Models(engines)
 
 
@@ -91,16 +91,6 @@ def _load(spec: ModelSpec, settings: Settings) -> HostedModel:
     hosted = load_model(spec, settings.device)
     hosted.calibration = calibration.load(hosted, settings.data)
     return hosted
-
-
-def _tensor_thread(cores: int) -> ThreadPoolExecutor:
-    """The one thread of this process that works on large tensors, for all models.
-
-    Each thread that runs a parallel operation of torch gets a team of OpenMP threads of its own. As soon as the teams
-    have more threads than there are cores, GNU's OpenMP stops spinning at barriers and sleeps at each, in every team,
-    which doubles the time of a small network (docs/performance.md). So nothing else here may run such operations.
-    """
-    return ThreadPoolExecutor(1, "tensors", initializer=torch.set_num_threads, initargs=(cores,))
 
 
 def available_cores() -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 from normstream.adaptation import HostedModel, Recipe, Sample, TeachingReport, decode, encode, teaching
 from normstream.adaptation.taught_member import TaughtMember
+from normstream.service.background import meanwhile
 from normstream.service.errors import Problem
 from normstream.service.models import Models
 from normstream.service.storage.records import (
@@ -152,13 +153,8 @@ class Classroom:
                 with suppress(StoreUnavailable):
                     await self._store.samples.renew(stream_id)
 
-        task = asyncio.create_task(renew())
-        try:
+        async with meanwhile(renew()):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
 
 @lru_cache(maxsize=1024)

@@ -22,6 +22,26 @@ def keep_memory() -> None:
         return  # Not glibc: its allocator is as it is.
 
 
+class _Mallinfo2(ctypes.Structure):
+    """glibc's account of its heaps (malloc.h); `fordblks` is what is free in them, in bytes."""
+
+    _fields_ = (("others", ctypes.c_size_t * 8), ("fordblks", ctypes.c_size_t), ("keepcost", ctypes.c_size_t))
+
+
+def give_memory_back(beyond: int = _LARGEST) -> None:
+    """Give what `keep_memory` lets glibc keep back to the kernel, where it is more than so many bytes.
+
+    A lesson leaves gigabytes; the activations of an image are not worth fetching anew for each.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallinfo2.restype = _Mallinfo2
+        if libc.mallinfo2().fordblks > beyond:
+            libc.malloc_trim(0)
+    except (OSError, AttributeError):
+        return  # Not glibc, or one before 2.33.
+
+
 def spin_briefly() -> None:
     """Let OpenMP's threads go to sleep soon after a forward pass, unless the environment says how they wait.
 

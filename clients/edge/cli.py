@@ -226,6 +226,7 @@ def _grid(found: Status, running: bool) -> Table:
         "updates": f"{counters.updates:,} in use, {counters.rolled_back:,} rolled back, {counters.rejected:,} refused",
         "images": f"{counters.seen:,}, of which {counters.uploaded:,} uploaded, {counters.unwanted:,} refused",
         "excluded": excluded or "none",
+        "adapted": f"by itself, to {counters.taken_in:,} images" if counters.taken_in else "not by itself",
         "bytes": f"{counters.bytes_up:,} up, {counters.bytes_down:,} down",
         "spool": f"{found.waiting:,} samples, {found.waiting_bytes:,} bytes",
         "latency": latency or "-",

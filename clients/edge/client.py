@@ -168,7 +168,10 @@ class EdgeClient:
         with self._stepping:
             if self._in_use.package is in_use.package:  # else other weights came while the images were prepared
                 in_use = self._in_use
+            statistics = in_use.statistics
             logits = in_use.network.logits(normalise(crops, preprocessing))
+            if in_use.statistics is not statistics:
+                self._counters.taken_in += len(crops)
             if in_use.lags:
                 self._workers["fuse"].wake()
             said = Likelihoods.of(logits)

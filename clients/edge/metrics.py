@@ -18,6 +18,7 @@ def exposition(status: Status) -> str:
     counters = status.counters
     lines = [
         *_metric("images_total", "counter", "Images predicted.", counters.seen),
+        *_metric("taken_in_total", "counter", "Images taken into the edge's own statistics.", counters.taken_in),
         *_labelled("excluded_total", "counter", "Images not uploaded.", "reason", counters.excluded),
         *_metric("uploaded_total", "counter", "Samples that the server has taken.", counters.uploaded),
         *_metric("unwanted_total", "counter", "Samples that the server refused.", counters.unwanted),

@@ -24,6 +24,7 @@ class Counters:
 
     Attributes:
         seen: Images predicted.
+        taken_in: Images taken into the edge's own statistics, if it keeps such.
         excluded: Images not uploaded, by reason: those of `selection.Reason`, "budget" for want of bytes, and "spool"
             for what was dropped while it waited.
         uploaded: Samples that the server has taken.
@@ -36,6 +37,7 @@ class Counters:
     """
 
     seen: int = 0
+    taken_in: int = 0
     excluded: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
     uploaded: int = 0
     unwanted: int = 0

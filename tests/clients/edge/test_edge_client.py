@@ -178,6 +178,8 @@ def test_the_edge_adapts_by_itself_too(start, publisher, method):
     images = [photo(i) for i in range(4)]
     client.step(images)  # ema learns from these first
     mine, theirs = client.step(images), plain.step(images)
+    assert (client.status().counters.taken_in >= len(images)) == isinstance(method, EMA)
+    assert plain.status().counters.taken_in == 0
     assert any(a.top[0].probability != b.top[0].probability for a, b in zip(mine, theirs, strict=True))
     publisher.publish(1)
     running = client._in_use.statistics
