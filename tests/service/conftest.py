@@ -9,15 +9,20 @@ from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from servers import Api, Live, live, tiny, tiny_checkpoint
+from redis import Redis
+from servers import Api, Live, live, new_id, tensors, tiny, tiny_checkpoint
 
 from normstream.adaptation import ModelSpec
 from normstream.service.settings import Settings
 from normstream.service.storage.embedded_redis import EmbeddedRedis
+from normstream.service.storage.keyspace import Keyspace
 from normstream.service.storage.records import StoreUnavailable
 from normstream.service.storage.redis_link import connect
 from normstream.service.storage.store import Store
+
+KEYS = Keyspace("normstream")
 
 
 @pytest.fixture(scope="session")
@@ -127,3 +132,44 @@ def api(server: Live) -> Iterator[Api]:
     """A client of that server."""
     with Api(server.url) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def redis(redis_url: str) -> Iterator[Redis]:
+    """A client of that Redis, for tests that look at what is stored."""
+    with Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def neighbours(server: Live) -> Iterator[tuple[str, str]]:
+    """Two streams that have adapted: one that bad requests go to, and its neighbour."""
+    with Api(server.url) as client:
+        victim, neighbour = client.make(new_id("victim")), client.make(new_id("neighbour"))
+        for seed, stream in enumerate((victim, neighbour)):
+            assert client.step(stream, tensors(2, seed)).status_code == 200
+        yield victim, neighbour
+
+
+def stored(redis: Redis, streams: tuple[str, str]) -> Any:
+    """All that the store knows of the streams, and which keys it holds at all."""
+    return [redis.hgetall(KEYS.stream(each)) for each in streams], set(redis.scan_iter(count=10_000))
+
+
+@pytest.fixture(scope="module")
+def foreseen(server: Live, neighbours: tuple[str, str]) -> np.ndarray:
+    """What the neighbour predicts."""
+    with Api(server.url) as client:
+        return client.logits(neighbours[1], tensors(1, 9))
+
+
+@pytest.fixture
+def unharmed(api: Api, redis: Redis, neighbours: tuple[str, str], foreseen: np.ndarray) -> Iterator[str]:
+    """A stream that the test may send anything to; afterwards nothing is changed or new, and the server is well."""
+    records, keys = stored(redis, neighbours)
+    yield neighbours[0]
+    now_records, now_keys = stored(redis, neighbours)
+    assert now_records == records
+    assert now_keys <= keys  # some may have expired
+    assert api.get("/readyz").status_code == 200
+    np.testing.assert_array_equal(api.logits(neighbours[1], tensors(1, 9)), foreseen)

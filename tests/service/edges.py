@@ -11,10 +11,11 @@ from typing import Any
 import httpx
 import numpy as np
 from PIL import Image
-from servers import SIZE, Api, new_id
+from servers import SIZE, Api, new_id, until
 
 KEY = "test-key_" + "k" * 40
 BATCH = 4
+SLOW_S = 60.0  # for what takes a moment on an idle machine
 
 
 def taught(**changes: Any) -> dict[str, Any]:
@@ -68,6 +69,11 @@ class EdgeApi:
 
     def ask(self, **query: Any) -> httpx.Response:
         return self.api.get(f"/v1/edges/{self.id}/affine", params=query, headers=self.headers)
+
+
+def learnt(edge: EdgeApi, samples: int) -> dict[str, Any]:
+    """The edge, when so many samples have been learnt from."""
+    return until(lambda: (shown := edge.show())["samples"]["used"] >= samples and shown, SLOW_S)
 
 
 def opened(answer: httpx.Response, key: str = KEY) -> tuple[dict[str, Any], bytes, np.ndarray]:

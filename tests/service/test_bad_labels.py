@@ -37,12 +37,6 @@ OTHER_ID = "0123456789abcdef-0"
 
 
 @pytest.fixture(scope="module")
-def redis(redis_url: str) -> Iterator[Redis]:
-    with Redis.from_url(redis_url) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def streams(server: Live) -> dict[str, str]:
     """A stream that learns and one that does not, each with a label and two predictions that wait for theirs."""
     with Api(server.url) as api:
