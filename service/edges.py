@@ -159,8 +159,12 @@ class Edges:
     async def update(
         self, edge: EdgeRecord, since: str | None, precision: Precision, wait_s: float
     ) -> SignedUpdate | None:
-        """What an edge that runs the version `since` needs to run the newest; None when it does, after a wait."""
-        engine = self._engine(edge)
+        """What an edge that runs the version `since` needs to run the newest; None when it does, after a wait.
+
+        Raises:
+            Conflict: when the stream was taught with other weights than those that are hosted.
+        """
+        self._engine(edge)  # Of a model that is away there will be no news.
         stream = await self._newer(edge, since, wait_s)
         heard: dict[str, Any] = {"last_seen": time.time()}
         if since is not None and re.fullmatch(TAG, since):
@@ -168,6 +172,7 @@ class Edges:
         if tag_of(stream) == since:
             await self._store.edges.note(edge.id, heard | {"current_at": heard["last_seen"]})
             return None
+        engine = self._streams.models.of_stream(stream.id, stream.model, stream.fingerprint)
         package = await self._packages.of(engine)
         release = await self._releases.newest(stream, engine, package, precision)
         base = await self._releases.kept(stream.id, precision, since) if since else None

@@ -1,7 +1,8 @@
 """Labelling: labels are counted, and learnt from in lessons, each of which is put into the store whole.
 
-All of a request is checked before any of it counts. Between lessons the stream's turn is given back, so that its
-predictions wait for one lesson at most. A lesson marks its images as labelled with the very commit that holds what was
+All of a request is checked before any of it counts. Between lessons the stream's turn is given back, and however many
+requests bring labels, one lesson of this server at a time has a turn or waits for it: predictions of all streams wait
+for one at most. A lesson marks its images as labelled with the very commit that holds what was
 learnt: whenever a server dies, the same request goes on where it stopped.
 """
 
@@ -54,11 +55,11 @@ class Labeller:
             stream = await self._lessons.loaded(stream_id, stream.record.generation)
             given = without_repeats([_named(each, images, stream, key) for each in labels])
             left, _ = await self._lessons.unlabelled(stream, given)
-        learning = stream.state.recipe.learn
-        size = learning.batch if learns and learning else len(labels)
+        learning = stream.state.recipe.learn if learns else None
+        size = learning.batch if learning else len(labels)
         lessons = [Lesson(stream.record, stream.state.learnt, duplicates=len(labels) - len(left))]
         lessons += [
-            await self._lessons.give(stream.record, left[start : start + size], learns)
+            await self._lessons.give(stream.record, left[start : start + size], learns=learning is not None)
             for start in range(0, len(left), size)
         ]
         return _told(lessons)

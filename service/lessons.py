@@ -1,9 +1,10 @@
 """Lessons: some labels of a stream at a time, counted and learnt from in one turn, put into the store as a whole."""
 
+import asyncio
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -94,6 +95,9 @@ class Lessons:
         self._streams = streams
         self._store = streams.store
         self._label_ttl_s = settings.label_ttl_s
+        # Turns and the thread that works on tensors are first come, first served: of lessons that queued there, a
+        # prediction would wait for all.
+        self._one_at_a_time = asyncio.Lock()
 
     async def loaded(self, stream_id: str, generation: str | None = None) -> LabelledStream:
         """A stream as it is now.
@@ -130,7 +134,11 @@ class Lessons:
             learns: false counts them and no more.
         """
         given = None
-        async with self._streams.turn(first.id), AsyncExitStack() as staging:
+        async with (
+            self._one_at_a_time if learns else nullcontext(),
+            self._streams.turn(first.id),
+            AsyncExitStack() as staging,
+        ):
             for _ in range(COMMIT_ATTEMPTS):
                 stream = await self.loaded(first.id, first.generation)
                 # Checked again, for another request may have had its turn since.

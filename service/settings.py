@@ -72,7 +72,7 @@ class Settings(BaseSettings):
         description="how long a prediction waits for its label, with what is kept of its image; 0 keeps none",
     )
     max_unlabelled: int = Field(
-        4096, ge=1, description="predictions of one stream that wait, and labels that came; the oldest go first"
+        4096, ge=1, description="predictions of one stream that wait for labels; the oldest go first"
     )
     max_unlabelled_bytes: int = Field(32 * 2**20, ge=0, description="size of what is kept of those images")
 

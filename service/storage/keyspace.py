@@ -79,10 +79,11 @@ class Keyspace:
     def unlabelled(self, stream_id: str) -> list[str]:
         """What holds the stream's predictions whose labels may come, and the labels that came.
 
-        A hash of them, the sorted set of their ids by time, and their size in bytes.
+        A hash of them, the sorted set of the predictions' ids by time, their size in bytes, and the sorted set of the
+        labels' ids by time.
         """
         key = f"{self.prefix}:{{{stream_id}}}:unlabelled"
-        return [key, f"{key}:order", f"{key}:bytes"]
+        return [key, f"{key}:order", f"{key}:bytes", f"{key}:labels"]
 
     def lease(self, stream_id: str) -> str:
         """Names the worker that learns from the stream's samples at the moment."""

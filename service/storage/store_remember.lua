@@ -1,5 +1,5 @@
 -- Keeps what came of a request that changed nothing, for the stream of this generation alone.
--- KEYS: stream, events, replay, entries, order and bytes of its unlabelled
+-- KEYS: stream, events, replay, the four of its unlabelled
 -- ARGV: what is asked for, as JSON (`Store.remember` makes it); then the answer, and the values of its unlabelled
 local asked = cjson.decode(ARGV[1])
 if redis.call('HGET', KEYS[1], 'generation') ~= asked.generation then return end

@@ -1,4 +1,7 @@
-"""Predictions whose labels may still come, in Redis, and the labels that came: a bounded shelf for each stream."""
+"""Predictions whose labels may still come, in Redis, and the labels that came: a bounded shelf for each stream.
+
+Labels have bounds of their own: an image whose label is forgotten could count twice.
+"""
 
 import math
 import struct
@@ -9,6 +12,7 @@ from normstream.service.storage.keyspace import Keyspace
 from normstream.service.storage.records import Labelled, Unlabelled
 from normstream.service.storage.redis_link import RedisLink
 
+_MOST_LABELS = 65_536  # of a stream, some 100 bytes each
 _READ_AT_ONCE = 32  # entries, so that one exchange with Redis stays short
 _HEAD = struct.Struct("<d?dI")  # when it was kept, whether it is a label, confidence, bytes of the text
 
@@ -23,7 +27,7 @@ class UnlabelledShelf:
         keys: Their names there.
         clock: Gives the unix time in seconds.
         ttl_s: How long each is kept; 0 keeps none.
-        most: How many of a stream are kept; the oldest go first.
+        most: How many predictions of a stream are kept; the oldest go first.
         most_bytes: Their size.
     """
 
@@ -41,7 +45,7 @@ class UnlabelledShelf:
         self._keys = keys
         self._clock = clock
         self._ttl_s = ttl_s
-        self._limits = {"most": most, "most_bytes": most_bytes}
+        self._limits = {"most": most, "most_bytes": most_bytes, "most_labels": _MOST_LABELS}
 
     def command(
         self, predicted: Iterable[Unlabelled], labelled: Iterable[tuple[str, str]]
@@ -50,12 +54,13 @@ class UnlabelledShelf:
         if not self._ttl_s:
             return None, []
         now = self._clock()
-        entries = {each.id: _packed(now, each.answer, each.data, confidence=each.confidence) for each in predicted}
-        entries |= {sample_id: _packed(now, label, is_label=True) for sample_id, label in labelled}
-        if not entries:
+        predictions = {each.id: _packed(now, each.answer, each.data, confidence=each.confidence) for each in predicted}
+        labels = {sample_id: _packed(now, label, is_label=True) for sample_id, label in labelled}
+        if not predictions and not labels:
             return None, []
         times = {"now": now, "since": now - self._ttl_s, "ttl_ms": math.ceil(self._ttl_s * 1000)}
-        return {"ids": list(entries), **times, **self._limits}, list(entries.values())
+        asked = {"predictions": list(predictions), "labels": list(labels), **times, **self._limits}
+        return asked, [*predictions.values(), *labels.values()]
 
     async def find(self, stream_id: str, ids: Sequence[str]) -> dict[str, Unlabelled | Labelled]:
         """Those of the ids that are kept, as predictions or, since their labels came, as these."""

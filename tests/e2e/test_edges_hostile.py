@@ -338,6 +338,9 @@ def test_a_server_that_comes_back_with_other_weights(checkpoints, tmp_path, star
         with server.api() as api:
             stream = shown(api, edge)["stream"]
             assert edge.step(photo(0))[0].version == tag
+            # An edge that is behind is not sent what was learnt with the old weights as if it were of the new ones.
+            behind = api.get(f"/v1/edges/{name_of(edge)}/affine", headers={"Authorization": f"Bearer {NORTH}"})
+            check_problem(behind, 409, "was made for model 'tiny' with fingerprint")
             assert api.delete(f"/v1/streams/{stream}").status_code == 204  # what it learnt was of the old weights
             until(lambda: edge.status().fingerprint != had, 90)
             hosted = {model["name"]: model["fingerprint"] for model in api.get("/v1/models").json()["models"]}

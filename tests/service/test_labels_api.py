@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -448,6 +449,24 @@ def test_predictions_have_their_turns_between_lessons(api: Api, server: Live) ->
     assert api.show(stream)["version"] == 1 + 8 + len(versions)
     assert len(set(versions)) == len(versions)
     assert sum(version < answer["version"] for version in versions) >= 3
+
+
+def test_a_prediction_waits_for_one_lesson_however_many_requests_bring_labels(api: Api, server: Live) -> None:
+    stream = api.make(recipe={"learn": {**IMAGES, "batch": 1}})
+
+    def send(first: int) -> None:
+        with Api(server.url) as client:
+            label_images(client, stream, photos(*range(first, first + 6)), ["owl", "elk"] * 3)
+
+    def send_all() -> None:
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(send, (0, 6, 12)))
+
+    _, versions = versions_beside(api, stream, send_all)
+    version = api.show(stream)["version"]
+    assert version == 1 + 18 + len(versions)
+    # Behind three lessons each, there would have been time for six.
+    assert len(versions) >= 12
 
 
 def test_two_requests_with_the_same_labels_count_once(api: Api, server: Live) -> None:

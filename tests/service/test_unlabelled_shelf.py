@@ -9,6 +9,7 @@ import psutil
 import pytest
 from stores import STEP, Line, create, step
 
+from normstream.service.storage import unlabelled_shelf
 from normstream.service.storage.records import (
     Conflict,
     Event,
@@ -32,13 +33,15 @@ async def kept(store, *ids):
 
 
 async def held(store, stream_id="gate"):
-    """How many the server holds for a stream, and their size, as it counts them; both are checked."""
-    entries, order, size = store._keys.unlabelled(stream_id)
+    """How many the server holds for a stream, and the size of the predictions, as it counts them; both are checked."""
+    entries, order, size, labels = store._keys.unlabelled(stream_id)
     async with store._link.reach() as redis:
         values = await redis.hgetall(entries)
-        assert set(await redis.zrange(order, 0, -1)) == set(values)
+        predictions, labelled = set(await redis.zrange(order, 0, -1)), set(await redis.zrange(labels, 0, -1))
         counted = int(await redis.get(size) or 0)
-    assert counted == sum(map(len, values.values()))
+    assert predictions | labelled == set(values)
+    assert not predictions & labelled
+    assert counted == sum(len(values[each]) for each in predictions)
     return len(values), counted
 
 
@@ -161,7 +164,7 @@ async def test_each_is_kept_for_its_time_and_its_label_for_as_long_again(make_st
 
 async def test_those_of_an_idle_stream_leave_by_themselves(make_store, redis_url, eventually):
     store = make_store(label_ttl_s=60)
-    record = await step(store, (await create(store))[0], predicted=predicted("a-0"))
+    record = await step(store, (await create(store))[0], predicted=predicted("a-0"), labelled=[("l-0", "dog")])
     async with connect(redis_url) as redis:
 
         async def left_ms():
@@ -204,13 +207,31 @@ async def test_when_they_are_too_many_the_oldest_go(make_store):
     record = await step(store, (await create(store))[0], predicted=predicted("z-1", "z-0"))
     await store.remember(record, None, None, predicted("a-0", "a-1"))
     assert list(await kept(store, "z-0", "z-1", "a-0", "a-1")) == ["z-0", "a-0", "a-1"]
-    # A label is as new as when it came.
-    record = await step(store, record, labelled=[("z-0", "dog")])
-    await store.remember(record, None, None, predicted("b-0"))
-    assert await kept(store, "z-0", "a-0", "a-1", "b-0") == {"z-0": "dog", "a-1": "cat", "b-0": "cat"}
     await store.remember(record, None, None, predicted(*(f"c-{number}" for number in (3, 2, 1, 0))))
     assert list(await kept(store, *(f"c-{number}" for number in range(4)))) == ["c-0", "c-1", "c-2"]
     assert (await held(store))[0] == 3
+
+
+@pytest.mark.parametrize("bounds", [{"max_unlabelled": 2}, {"max_unlabelled_bytes": 100}, {"max_unlabelled_bytes": 0}])
+async def test_no_number_of_predictions_takes_a_label_s_place(make_store, bounds):
+    clock = count(1000.0)
+    store = make_store(**bounds, clock=lambda: next(clock))
+    record = await step(store, (await create(store))[0], predicted=predicted("a-0"))
+    record = await step(store, record, labelled=[("a-0", "dog"), ("mine", "fox")])
+    for number in range(9):
+        await store.remember(record, None, None, predicted(f"b-{number}", data=b"x" * 30))
+    assert await kept(store, "a-0", "mine", "b-0") == {"a-0": "dog", "mine": "fox"}
+
+
+async def test_labels_have_a_bound_of_their_own(make_store, monkeypatch):
+    monkeypatch.setattr(unlabelled_shelf, "_MOST_LABELS", 3)
+    clock = count(1000.0)
+    store = make_store(clock=lambda: next(clock))
+    record = await step(store, (await create(store))[0], predicted=predicted("a-0"))
+    for number in range(5):
+        record = await step(store, record, labelled=[(f"b-{number}", "dog")])
+    assert list(await kept(store, "a-0", *(f"b-{number}" for number in range(5)))) == ["a-0", "b-2", "b-3", "b-4"]
+    assert (await held(store))[0] == 4
 
 
 async def test_when_they_are_too_large_the_oldest_go(make_store):
@@ -224,7 +245,7 @@ async def test_when_they_are_too_large_the_oldest_go(make_store):
     await store.remember(record, None, None, predicted("5", data=b"x" * 300))
     assert await kept(store, *map(str, range(6))) == {"2": "cat", "3": "dog", "4": "cat", "5": "cat"}
     await store.remember(record, None, None, predicted("huge", data=b"x" * 1001))
-    assert await held(store) == (0, 0)
+    assert await held(store) == (1, 0)
 
 
 async def test_they_are_counted_rightly_whatever_comes(make_store):
@@ -243,7 +264,7 @@ async def test_they_are_counted_rightly_whatever_comes(make_store):
             forget = dice.random() < 0.1
             record = await step(store, record, predicted=entries, labelled=labels, forget_unlabelled=forget)
         entries_held, size = await held(store)
-        assert entries_held <= 20
+        assert entries_held <= 20 + 60
         assert size <= 3000
         most = max(most, entries_held)
     assert most > 10
@@ -255,7 +276,7 @@ async def test_a_request_may_have_more_of_them_than_lua_takes_at_once(make_store
     record = await step(store, (await create(store))[0], predicted=predicted(*ids))
     assert list(await kept(store, *ids)) == ids[1000:]
     await step(store, record, labelled=[(each, "dog") for each in ids])
-    assert (await held(store))[0] == 9000
+    assert await held(store) == (10_000, 0)
 
 
 # Whose they are
