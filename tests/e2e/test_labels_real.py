@@ -24,14 +24,15 @@ from normstream.service.storage.blob_shelf import Blob
 from normstream.service.storage.keyspace import Keyspace
 
 KEYS = Keyspace("normstream")
-BATCH, LESSONS = 24, 4
+BATCH, LESSONS = 12, 4
 KILLS = 4
 RECIPE = {
     "norm": {"name": "ema"},
     "learn": {
         "head": "new",
-        "learns": "head",
-        "norm": None,
+        "learns": "affine",
+        "norm": {"name": "adab2n"},
+        "descent": {"momentum": 0.9},
         "batch": BATCH,
         "replay": {"keep": "images", "encoding": "png", "capacity": 60, "batch": BATCH},
         "unlabelled": "images",
