@@ -1,6 +1,7 @@
 """Whether tensors from outside are a state of a learner: what is wrong with them, before anything trusts them."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..member import Tensors
@@ -59,6 +60,8 @@ def _shape_damage(tensors: Tensors, expected: Tensors) -> str | None:
         return f"{min(unknown):.80} is unknown"
     for name, want in expected.items():
         value = tensors[name]
+        if name == "batches" and value.dtype == torch.int64:
+            value = value.double()  # A state from before batches counted in parts has whole ones.
         free = name.startswith("replay.") or name == "classes.names"  # of a length of their own
         if value.dtype != want.dtype or value.dim() != want.dim() or not (free or value.shape == want.shape):
             return f"{name} is {value.dtype} {tuple(value.shape)}, expected {want.dtype} {tuple(want.shape)}"
@@ -71,7 +74,8 @@ def _value_damage(tensors: Tensors) -> str | None:
             return f"{name} holds values that are not finite"
         if name.endswith(f".{Slot.VAR}") and (value < 0).any():
             return f"{name} holds a negative variance"
-        if value.dim() == 0 and not value.is_floating_point() and not 0 <= value <= _MOST:
+        counts = name == "batches" or (value.dim() == 0 and not value.is_floating_point())
+        if counts and not 0 <= value <= _MOST:
             return f"{name} is {value.item()}, which counts nothing"
     return None
 

@@ -145,7 +145,7 @@ def test_a_pretrained_head_goes_on(small):
     ("norm", "method"), [*((norm, "er_ace") for norm in NORMS), ("adab2n", "derpp"), ("bn", "derpp")]
 )
 def test_it_learns_two_pairs_without_forgetting(small, norm, method):
-    learner = Learner(small, recipe(norm, method, descent={"lr": 0.05}))
+    learner = Learner(small, recipe(norm, method, batch=6, descent={"lr": 0.03}))
     state = learner.initial()
     for pair in range(2):
         for turn in range(40):
@@ -213,7 +213,7 @@ def test_a_step_that_is_not_finite_is_discarded(small):
 
 
 def test_trained_statistics_are_not_replaced_by_the_first_batch(small):
-    learner = Learner(small, recipe("adab2n"))
+    learner = Learner(small, recipe("adab2n", batch=6))
     state, name = learner.initial(), "network.body.1.run_mean"
     long, _ = walk(learner, state, 1)
     short, _ = walk(learner, state | {"batches": torch.tensor(0)}, 1)
@@ -274,6 +274,39 @@ def test_a_smaller_lesson_s_share_is_its_velocity_s_too(small):
     for name in whole.parameter_names:
         old, new, halved = (state[f"optimizer.{name}.velocity"] for state in (start, far, near))
         torch.testing.assert_close(2 * (halved - 0.9 * old), new - 0.9 * old, msg=name)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("norm", ["adab2n", "bn", "cn"])
+def test_labels_move_the_statistics_as_far_one_by_one_as_together(small, norm, trained):
+    learner = Learner(small, recipe(norm, learns="head", replay={}))
+    start = learner.initial(["red", "b", "c", "d", "e"])
+    if not trained:
+        start |= {"batches": torch.zeros_like(start["batches"])}
+    pixels = coloured(["red"])
+    together, *_ = learner.learn(start, pixels.repeat(10, 0), ["red"] * 10)
+    singly = start
+    for _ in range(10):
+        singly, *_ = learner.learn(singly, pixels, ["red"])
+    torch.testing.assert_close(singly["batches"], together["batches"])
+    for path in ("body.1", "body.4"):  # The others see one value per channel of one image, which moves nothing.
+        old, one, ten = (
+            torch.cat([state[f"network.{path}.{name}"] for name in ("run_mean", "run_var")])
+            for state in (start, singly, together)
+        )
+        assert not torch.equal(ten, old)
+        torch.testing.assert_close(one, ten, rtol=1e-2, atol=1e-3, msg=path)
+
+
+@pytest.mark.parametrize("norm", ["adab2n", "bn", "cn"])
+def test_a_state_whose_batches_are_whole_goes_on(small, norm):
+    """As all were before lessons of part of a batch counted as that part."""
+    learner = Learner(small, recipe(norm, batch=6))
+    state, _ = walk(learner, learner.initial(), 2)
+    whole = state | {"batches": state["batches"].long()}
+    assert damage(learner, load(save(whole))) is None
+    assert same(walk(learner, whole, 2, first=2)[0], walk(learner, state, 2, first=2)[0]) == []
+    assert "batches is -1" in damage(learner, state | {"batches": torch.tensor(-1.0, dtype=torch.float64)})
 
 
 def test_a_head_that_cannot_grow_is_refused():
