@@ -89,6 +89,7 @@ def _memory_damage(memory: Tensors, replay: Replay, classes: int) -> str | None:
         # Each by itself too: a sum of large ones comes round to any number.
         "lengths that do not cut up its bytes": _any_outside(lengths, size) or int(lengths.sum()) != size,
         f"{len(lengths)} samples in {places} places": not len(lengths) <= places <= replay.capacity,
+        # Without the logits, which states from before they counted have on top; the next sample kept makes room.
         f"{size} bytes, of at most {replay.max_bytes}": size > replay.max_bytes,
         f"labels that are none of the {classes} classes": _any_outside(memory["labels"], classes - 1),
         "logits of outputs that there are not": width > classes or _any_outside(outputs, width),

@@ -20,7 +20,7 @@ from .layer_norms import Lesson
 from .learning import Learning
 from .network import Features, LearningNetwork
 from .pixels import Examples, Pixels, decode, encode, jitter, normalise
-from .replay import Drawn
+from .replay import Drawn, kept_bytes
 
 TRAINED_FOR = 10_000
 """Batches that trained running statistics count as, so that the first one learnt from does not replace them."""
@@ -34,7 +34,7 @@ class LearningReport:
     penalty: float  # the norms' term
     replayed: int  # samples drawn from the memory
     kept: int  # samples in the memory after the step
-    kept_bytes: int
+    kept_bytes: int  # of them, with their logits
     classes: int
     steps: int  # of learning so far
     discarded: str | None = None  # why the state stayed as it was
@@ -283,7 +283,7 @@ def _report(tensors: Tensors, passed: _Passed, drawn: Sequence[Drawn], discarded
         penalty=float(passed.penalty.detach()),
         replayed=sum(len(each.data) for each in drawn),
         kept=len(tensors["replay.lengths"]),
-        kept_bytes=len(tensors["replay.data"]),
+        kept_bytes=kept_bytes(slot(tensors, "replay")),
         classes=len(tensors[HEAD_BIAS]),
         steps=int(tensors["steps"]),
         discarded=discarded,

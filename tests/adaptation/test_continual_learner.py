@@ -14,11 +14,13 @@ from normstream.adaptation import HostedModel, HostingError, Preprocessing
 from normstream.adaptation.continual import Learner, Learning, damage, learnt_layers
 from normstream.adaptation.continual.classes import Classes
 from normstream.adaptation.continual.pixels import normalise
+from normstream.adaptation.learnt import Learnt
 from normstream.adaptation.tensor_slots import in_slot
 
 NORMS = ["adab2n", "bn", "gn", "cn", None]
 GROUPS = {"gn": {"groups": 2}, "cn": {"groups": 2}}  # The networks have few channels.
 METHODS = ["er_ace", "derpp"]
+REPLAY = {"keep": "images", "capacity": 20, "batch": 6, "encoding": "png"}
 PAIRS = [["red", "green"] * 3, ["blue", "grey"] * 3]
 
 
@@ -27,7 +29,7 @@ def recipe(norm="adab2n", method="er_ace", **changes):
         "norm": norm and {"name": norm, **GROUPS.get(norm, {})},
         "method": {"name": method},
         "learns": "all",
-        "replay": {"keep": "images", "capacity": 20, "batch": 6, "encoding": "png"},
+        "replay": REPLAY,
     }
     return Learning.model_validate(chosen | changes)
 
@@ -179,6 +181,18 @@ def test_nothing_is_kept_unless_the_recipe_asks(small):
     state, report = walk(learner, learner.initial(), 6)
     assert report.kept == report.kept_bytes == report.replayed == 0
     assert state["replay.data"].numel() == 0
+
+
+@pytest.mark.parametrize(("method", "logits"), [("er_ace", 0), ("derpp", 2)])
+def test_the_bytes_kept_are_those_of_samples_and_logits(small, method, logits):
+    learner = Learner(small, recipe(None, method))
+    state, report = walk(learner, learner.initial(), 2)
+    assert report.kept == 12
+    assert report.kept_bytes == Learnt("", learner.recipe, state).kept_bytes
+    assert report.kept_bytes == len(state["replay.data"]) + 12 * logits * 4
+    narrow = recipe(None, method, replay=REPLAY | {"max_bytes": report.kept_bytes - 1})
+    _, report = walk(Learner(small, narrow), learner.initial(), 2)
+    assert report.kept == 11
 
 
 def test_forward_passes_apart_and_together_differ_in_statistics_alone(small):
