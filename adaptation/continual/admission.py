@@ -34,6 +34,7 @@ def damage(learner: Learner, tensors: Tensors) -> str | None:
         _shape_damage(tensors, _expected(learner, classes))
         or _value_damage(tensors)
         or _memory_damage(memory, learner.recipe.replay, len(classes.names))
+        or _logits_damage(memory, learner.recipe.method.keeps_logits, len(classes.names))
         or _sample_damage(memory, learner.recipe.replay, learner.network.width)
     )
 
@@ -81,8 +82,7 @@ def _value_damage(tensors: Tensors) -> str | None:
 
 
 def _memory_damage(memory: Tensors, replay: Replay, classes: int) -> str | None:
-    lengths, outputs, places = memory["lengths"], memory["outputs"], int(memory["places"])
-    size, width = len(memory["data"]), memory["logits"].shape[1]
+    lengths, places, size = memory["lengths"], int(memory["places"]), len(memory["data"])
     if len({len(memory[name]) for name in ("lengths", "labels", "outputs", "logits")}) > 1:
         return "the memory's tensors disagree on how many samples it has"
     wrong = {
@@ -92,9 +92,19 @@ def _memory_damage(memory: Tensors, replay: Replay, classes: int) -> str | None:
         # Without the logits, which states from before they counted have on top; the next sample kept makes room.
         f"{size} bytes, of at most {replay.max_bytes}": size > replay.max_bytes,
         f"labels that are none of the {classes} classes": _any_outside(memory["labels"], classes - 1),
-        "logits of outputs that there are not": width > classes or _any_outside(outputs, width),
     }
     return next((f"the memory has {what}" for what, so in wrong.items() if so), None)
+
+
+def _logits_damage(memory: Tensors, kept: bool, classes: int) -> str | None:
+    outputs, width = memory["outputs"], memory["logits"].shape[1]
+    if width > classes or _any_outside(outputs, width):
+        return "the memory has logits of outputs that there are not"
+    if kept and (outputs == 0).any():
+        return "the memory has samples without logits, which the method needs of each"
+    if width and not kept:
+        return "the memory has logits, and the method keeps none"
+    return None
 
 
 def _sample_damage(memory: Tensors, replay: Replay, width: int) -> str | None:

@@ -420,6 +420,8 @@ def test_states_are_sound(small, norm, own):
         ({"replay.lengths": torch.zeros(20, dtype=torch.int64)}, "cut up"),
         ({"replay.places": torch.tensor(21)}, "places"),
         ({"replay.outputs": torch.full((20,), 9)}, "outputs"),
+        ({"replay.outputs": torch.zeros(20, dtype=torch.int64)}, "without logits"),
+        ({"replay.outputs": torch.zeros(20, dtype=torch.int64), "replay.logits": torch.zeros(20, 0)}, "without logits"),
     ],
 )
 def test_a_damaged_state_is_told(small, change, message):
@@ -428,6 +430,14 @@ def test_a_damaged_state_is_told(small, change, message):
     told = damage(learner, state | change)
     assert message in told
     assert len(told) < 200
+
+
+def test_logits_that_the_method_does_not_keep_are_told(small):
+    """They would be in no bound of bytes that the memory was filled by."""
+    learner = Learner(small, recipe(method="er_ace"))
+    state, _ = walk(learner, learner.initial(), 5)
+    assert damage(learner, state) is None
+    assert "keeps none" in damage(learner, state | {"replay.logits": torch.zeros(20, 2)})
 
 
 def test_lengths_whose_sum_comes_round_are_told(small):
