@@ -7,6 +7,7 @@ import torch
 
 from .continual.classes import Classes
 from .continual.learning import Learning
+from .continual.replay import kept_bytes
 from .member import Tensors
 from .tensor_slots import slot
 
@@ -38,8 +39,8 @@ class Learnt:
 
     @property
     def kept_bytes(self) -> int:
-        """Size of the samples in the memory."""
-        return len(self.tensors["replay.data"])
+        """Size of the samples in the memory, with their logits."""
+        return kept_bytes(slot(self.tensors, "replay"))
 
     @property
     def bytes(self) -> int:

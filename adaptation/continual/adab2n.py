@@ -27,7 +27,8 @@ class AdaB2N(LearningNorm):
 
     Two things differ from the published code. The weights sum to 1 over the tasks in the batch; as published, seen
     tasks that a batch lacks keep their weight, and mean and variance shrink (`weights: published`). And eta follows in
-    closed form from the number of batches, so that it goes on after a reload.
+    closed form from the number of batches, so that it goes on after a reload. A lesson of part of a batch counts as
+    that part in the number, and moves the running statistics by as much less.
 
     A trained network's moments are far from 1, and so is its statistics loss; the weight is chosen for such ones.
     """
@@ -48,7 +49,7 @@ class AdaB2N(LearningNorm):
             return Learnt(by_running(x, layer), layer.running, x.new_zeros(()))
         batch = weighed(sample_moments(x), self.shares(layer.task_weight, lesson))
         constant = Moments(batch.mean.detach(), batch.var.detach())
-        running = layer.running.mix(constant, self.rate(lesson.batches + 1))
+        running = layer.running.mix(constant, self.rate(lesson.batches + lesson.share, lesson.share))
         loss = sum((now - run).square().mean() for now, run in zip(batch, running, strict=True))
         scale = layer.weight * (batch.var + layer.eps).rsqrt()
         scale, shift = facing(x, (scale, layer.bias - batch.mean * scale))
@@ -66,20 +67,28 @@ class AdaB2N(LearningNorm):
             mass = mass * (counts > 0)
         return (mass / mass.sum() / counts.clamp(min=1))[lesson.tasks]
 
-    def rate(self, batch: int) -> float:
-        """The rate eta of the n-th batch, n from 1.
+    def rate(self, batches: float, share: float = 1.0) -> float:
+        """The rate eta of the n-th batch, n from 1; or of the last share of a batch, with which they are n.
 
         eta_1 = momentum^kappa and eta_n = eta_(n-1) / (eta_(n-1) + a) with a = (1 - momentum)^kappa, so 1/eta is a
         geometric sum: 1/eta_n = (1 - a^(n-1)) / (1 - a) + a^(n-1) / eta_1.
 
+        1/eta_n is the weight of all that came: a batch adds 1 and ages the rest by a. A share s of one adds
+        (1 - a^s) / (1 - a) and ages the rest by a^s, so that its rate is eta_n times what it adds, and shares that make
+        a batch leave as much of what was before as the batch does.
+
         >>> [round(AdaB2N(kappa=kappa).rate(3), 4) for kappa in (0, 0.4, 1)]
         [0.3333, 0.2343, 0.1]
+        >>> [round(AdaB2N(kappa=kappa).rate(3, 0.5), 4) for kappa in (0, 0.4, 1)]
+        [0.1667, 0.1184, 0.0513]
         """
         a: float = (1 - self.momentum) ** self.kappa
         first: float = self.momentum**self.kappa
-        before = batch - 1
-        aged = (1 - a**before) / (1 - a) if a < 1 else float(before)
-        return 1 / (aged + a**before / first)
+        before = batches - 1
+        aged: float = (1 - a**before) / (1 - a) if a < 1 else before
+        part: float = (1 - a**share) / (1 - a) if a < 1 else share
+        weight: float = aged + a**before / first
+        return min(1.0, part / weight)  # Rounding alone takes it above.
 
 
 def weighed(rows: Moments, shares: Tensor) -> Moments:

@@ -1,6 +1,7 @@
 """Whether tensors from outside are a state of a learner: what is wrong with them, before anything trusts them."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..member import Tensors
@@ -33,6 +34,7 @@ def damage(learner: Learner, tensors: Tensors) -> str | None:
         _shape_damage(tensors, _expected(learner, classes))
         or _value_damage(tensors)
         or _memory_damage(memory, learner.recipe.replay, len(classes.names))
+        or _logits_damage(memory, learner.recipe.method.keeps_logits, len(classes.names))
         or _sample_damage(memory, learner.recipe.replay, learner.network.width)
     )
 
@@ -59,6 +61,8 @@ def _shape_damage(tensors: Tensors, expected: Tensors) -> str | None:
         return f"{min(unknown):.80} is unknown"
     for name, want in expected.items():
         value = tensors[name]
+        if name == "batches" and value.dtype == torch.int64:
+            value = value.double()  # A state from before batches counted in parts has whole ones.
         free = name.startswith("replay.") or name == "classes.names"  # of a length of their own
         if value.dtype != want.dtype or value.dim() != want.dim() or not (free or value.shape == want.shape):
             return f"{name} is {value.dtype} {tuple(value.shape)}, expected {want.dtype} {tuple(want.shape)}"
@@ -71,25 +75,36 @@ def _value_damage(tensors: Tensors) -> str | None:
             return f"{name} holds values that are not finite"
         if name.endswith(f".{Slot.VAR}") and (value < 0).any():
             return f"{name} holds a negative variance"
-        if value.dim() == 0 and not value.is_floating_point() and not 0 <= value <= _MOST:
+        counts = name == "batches" or (value.dim() == 0 and not value.is_floating_point())
+        if counts and not 0 <= value <= _MOST:
             return f"{name} is {value.item()}, which counts nothing"
     return None
 
 
 def _memory_damage(memory: Tensors, replay: Replay, classes: int) -> str | None:
-    lengths, outputs, places = memory["lengths"], memory["outputs"], int(memory["places"])
-    size, width = len(memory["data"]), memory["logits"].shape[1]
+    lengths, places, size = memory["lengths"], int(memory["places"]), len(memory["data"])
     if len({len(memory[name]) for name in ("lengths", "labels", "outputs", "logits")}) > 1:
         return "the memory's tensors disagree on how many samples it has"
     wrong = {
         # Each by itself too: a sum of large ones comes round to any number.
         "lengths that do not cut up its bytes": _any_outside(lengths, size) or int(lengths.sum()) != size,
         f"{len(lengths)} samples in {places} places": not len(lengths) <= places <= replay.capacity,
+        # Without the logits, which states from before they counted have on top; the next sample kept makes room.
         f"{size} bytes, of at most {replay.max_bytes}": size > replay.max_bytes,
         f"labels that are none of the {classes} classes": _any_outside(memory["labels"], classes - 1),
-        "logits of outputs that there are not": width > classes or _any_outside(outputs, width),
     }
     return next((f"the memory has {what}" for what, so in wrong.items() if so), None)
+
+
+def _logits_damage(memory: Tensors, kept: bool, classes: int) -> str | None:
+    outputs, width = memory["outputs"], memory["logits"].shape[1]
+    if width > classes or _any_outside(outputs, width):
+        return "the memory has logits of outputs that there are not"
+    if kept and (outputs == 0).any():
+        return "the memory has samples without logits, which the method needs of each"
+    if width and not kept:
+        return "the memory has logits, and the method keeps none"
+    return None
 
 
 def _sample_damage(memory: Tensors, replay: Replay, width: int) -> str | None:

@@ -14,8 +14,8 @@ class BatchNorm(LearningNorm):
     """Normalise by the batch, predict by running statistics (Ioffe and Szegedy 2015, arXiv:1502.03167).
 
     As everywhere, the batch is normalised by its biased variance and the running statistics take the unbiased one:
-    run += momentum (batch - run). A batch of one value per channel, which has no variance, is normalised by the running
-    statistics and moves nothing.
+    run += momentum (batch - run), or for a share s of a batch 1 - (1 - momentum)^s in momentum's place. A batch of one
+    value per channel, which has no variance, is normalised by the running statistics and moves nothing.
     """
 
     name: Literal["bn"] = "bn"
@@ -23,8 +23,7 @@ class BatchNorm(LearningNorm):
 
     def learn(self, x: Tensor, layer: Layer, lesson: Lesson) -> Learnt:
         """Normalise by the batch's statistics, through which the gradient flows."""
-        del lesson
-        return by_batch(x, layer, self.momentum)
+        return by_batch(x, layer, lesson.rate(self.momentum))
 
 
 def by_batch(x: Tensor, layer: Layer, momentum: float) -> Learnt:

@@ -24,8 +24,7 @@ class ContinualNorm(LearningNorm):
 
     def learn(self, x: Tensor, layer: Layer, lesson: Lesson) -> Learnt:
         """Batch normalisation of what group normalisation gives."""
-        del lesson
-        return by_batch(self._grouped(x, layer), layer, self.momentum)
+        return by_batch(self._grouped(x, layer), layer, lesson.rate(self.momentum))
 
     def predict(self, x: Tensor, layer: Layer) -> Tensor:
         """The same by the running statistics."""

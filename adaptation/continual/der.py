@@ -42,7 +42,8 @@ class DerPlusPlus(Member):
 
 
 def stored_mse(replayed: Replayed) -> Tensor:
-    """Mean over stored outputs of (logit - stored logit)^2."""
+    """Mean over stored outputs of (logit - stored logit)^2; 0 where none are stored."""
     width = replayed.stored.shape[1]
     had = torch.arange(width, device=replayed.stored.device) < replayed.outputs.unsqueeze(1)
-    return (replayed.logits[:, :width] - replayed.stored)[had].square().mean()
+    errors = (replayed.logits[:, :width] - replayed.stored)[had].square()
+    return errors.mean() if len(errors) else errors.sum()

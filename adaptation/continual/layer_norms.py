@@ -15,7 +15,19 @@ class Lesson(NamedTuple):
 
     tasks: Tensor  # number of each sample's task, [B]
     known: int  # tasks met so far
-    batches: int  # learnt from before this one, by which running statistics are as old as they are
+    batches: float  # learnt from before this one, by which running statistics are as old as they are
+    share: float = 1.0  # of a whole batch that this one is, above 0 and at most 1
+
+    def rate(self, whole: float) -> float:
+        """The rate by which running statistics follow this lesson, where they follow a whole batch by `whole`.
+
+        1 - (1 - whole)^share: as many lessons as make a whole batch leave as much of what was before as one of it.
+
+        >>> tenth = Lesson(torch.zeros(1), 1, 0, 0.1)
+        >>> round(1 - (1 - tenth.rate(0.4)) ** 10, 6)
+        0.4
+        """
+        return whole if self.share == 1 else 1 - (1 - whole) ** self.share
 
 
 class Layer(NamedTuple):

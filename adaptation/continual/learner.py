@@ -20,7 +20,7 @@ from .layer_norms import Lesson
 from .learning import Learning
 from .network import Features, LearningNetwork
 from .pixels import Examples, Pixels, decode, encode, jitter, normalise
-from .replay import Drawn
+from .replay import Drawn, kept_bytes
 
 TRAINED_FOR = 10_000
 """Batches that trained running statistics count as, so that the first one learnt from does not replace them."""
@@ -34,7 +34,7 @@ class LearningReport:
     penalty: float  # the norms' term
     replayed: int  # samples drawn from the memory
     kept: int  # samples in the memory after the step
-    kept_bytes: int
+    kept_bytes: int  # of them, with their logits
     classes: int
     steps: int  # of learning so far
     discarded: str | None = None  # why the state stayed as it was
@@ -52,7 +52,8 @@ class Learner:
     """Learns labels for streams of one model and one recipe. Not for several threads at once.
 
     A stream's state is tensors: `network.` its own parameters and running statistics, `head.`, `optimizer.`,
-    `replay.` the memory, `classes.` names and numbers, `steps` taken and `batches` in the running statistics.
+    `replay.` the memory, `classes.` names and numbers, `steps` taken and `batches` in the running statistics,
+    where a lesson of part of a batch counts as that part.
 
     Raises:
         HostingError: when the model's head cannot grow.
@@ -95,7 +96,7 @@ class Learner:
             **in_slot(self.recipe.replay.initial(), "replay"),
             **in_slot(classes.packed(), "classes"),
             "steps": torch.tensor(0),
-            "batches": torch.tensor(TRAINED_FOR if self.network.trained() else 0),
+            "batches": _batches(TRAINED_FOR if self.network.trained() else 0),
         }
 
     def predict(self, tensors: Tensors, images: Pixels) -> Tensor:
@@ -126,14 +127,15 @@ class Learner:
         classes = self._admitted(tensors, examples, labels)
         rng = np.random.default_rng((recipe.seed, int(tensors["steps"])))
         drawn = self._drawn(tensors, classes, rng)
+        # Labels move parameters and statistics as far one by one as together; with a whole step for each, the last
+        # would rule.
+        share = min(1.0, len(examples) / recipe.batch)
         grown = grow(self._parameters(tensors), len(classes.names), self._tasks(classes), rng)
         leaves = {name: value.detach().requires_grad_() for name, value in grown.items()}
         with torch.enable_grad():
-            passed = self._pass(tensors | leaves, examples, classes.indices(labels), drawn, classes, rng)
+            passed = self._pass(tensors | leaves, examples, classes.indices(labels), drawn, classes, share, rng)
             total = passed.loss + passed.penalty
         total.backward()
-        # Labels move the parameters as far one by one as together; with a whole step for each, the last would rule.
-        share = min(1.0, len(examples) / recipe.batch)
         moved = {**self._descended(tensors, leaves, share), **in_slot(passed.buffers, "network")}
         broken = [name for name, value in moved.items() if not value.isfinite().all()]
         if broken:
@@ -144,7 +146,7 @@ class Learner:
             **in_slot(self._remembered(tensors, examples, passed, rng), "replay"),
             **in_slot(classes.packed(), "classes"),
             "steps": tensors["steps"] + 1,
-            "batches": tensors["batches"] + 1,
+            "batches": _batches(float(tensors["batches"]) + share),
         }
         return LearningStep(after, passed.new.logits, _report(after, passed, drawn))
 
@@ -187,6 +189,7 @@ class Learner:
         labels: Tensor,
         drawn: Sequence[Drawn],
         classes: Classes,
+        share: float,
         rng: np.random.Generator,
     ) -> "_Passed":
         """Forward, and the loss."""
@@ -200,7 +203,8 @@ class Learner:
             size = examples.shape[1:3]
             inputs = [self._input(each, rng) for each in (examples, *(decode(each.data, size) for each in drawn))]
             tasks = [classes.tasks(run, self.recipe.classes_per_task).to(self.hosted.device) for run in runs]
-            features, body = self._features(network, inputs, tasks, self._tasks(classes), int(tensors["batches"]))
+            lessons = [Lesson(each, self._tasks(classes), float(tensors["batches"]), share) for each in tasks]
+            features, body = self._features(network, inputs, lessons)
         new, *old = (linear(each, tensors[HEAD_WEIGHT], tensors[HEAD_BIAS]) for each in features)
         answers = Answers(new, labels.to(new.device))
         replayed = [
@@ -211,16 +215,17 @@ class Learner:
         return _Passed(features[0].detach(), Answers(new.detach(), labels), body.buffers, loss, body.penalty)
 
     def _features(
-        self, network: Tensors, inputs: Sequence[Tensor], tasks: Sequence[Tensor], known: int, batches: int
+        self, network: Tensors, inputs: Sequence[Tensor], lessons: Sequence[Lesson]
     ) -> tuple[list[Tensor], Features]:
         """The body's answers to each of the inputs: as one batch, or one after another."""
         sizes = [len(each) for each in inputs]
         if self.recipe.together:
-            body = self.network.learn(network, torch.cat(list(inputs)), Lesson(torch.cat(list(tasks)), known, batches))
+            one = lessons[0]._replace(tasks=torch.cat([each.tasks for each in lessons]))
+            body = self.network.learn(network, torch.cat(list(inputs)), one)
             return list(body.values.split(sizes)), body
         values, penalty = [], inputs[0].new_zeros(())
-        for each, own in zip(inputs, tasks, strict=True):
-            body = self.network.learn(network, each, Lesson(own, known, batches))
+        for each, lesson in zip(inputs, lessons, strict=True):
+            body = self.network.learn(network, each, lesson)
             network = network | body.buffers
             values.append(body.values)
             penalty = penalty + body.penalty
@@ -278,11 +283,16 @@ def _report(tensors: Tensors, passed: _Passed, drawn: Sequence[Drawn], discarded
         penalty=float(passed.penalty.detach()),
         replayed=sum(len(each.data) for each in drawn),
         kept=len(tensors["replay.lengths"]),
-        kept_bytes=len(tensors["replay.data"]),
+        kept_bytes=kept_bytes(slot(tensors, "replay")),
         classes=len(tensors[HEAD_BIAS]),
         steps=int(tensors["steps"]),
         discarded=discarded,
     )
+
+
+def _batches(count: float) -> Tensor:
+    """Batches in the running statistics, which need not be whole."""
+    return torch.tensor(count, dtype=torch.float64)
 
 
 def _as_features(data: Sequence[bytes]) -> Tensor:

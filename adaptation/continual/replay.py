@@ -36,7 +36,7 @@ class Replay(Frozen):
         "nothing", description="what the head reads, which shows nobody a picture, or compressed images"
     )
     capacity: int = Field(500, ge=0, le=100_000, description="samples; 0 remembers nothing")
-    max_bytes: int = Field(32 * 2**20, ge=0, le=2**30, description="of all samples together")
+    max_bytes: int = Field(32 * 2**20, ge=0, le=2**30, description="of all samples together, with their logits")
     batch: int = Field(10, ge=1, le=4096, description="samples of each draw")
     encoding: Encoding = Field("jpeg", description="of images; png loses nothing and takes several times the bytes")
 
@@ -81,7 +81,9 @@ class Replay(Frozen):
         before = len(memory["lengths"])
         lengths = torch.cat([memory["lengths"], torch.tensor([len(each) for each in data])])
         labels = torch.cat([memory["labels"], labels.cpu()])
-        shelf = _Shelf(lengths.tolist(), labels.tolist(), self.max_bytes, list(range(before)), int(memory["places"]))
+        stacked = _stacked(memory["logits"], logits.detach().cpu())
+        sizes = (lengths + stacked.shape[1] * stacked.itemsize).tolist()
+        shelf = _Shelf(sizes, labels.tolist(), self.max_bytes, list(range(before)), int(memory["places"]))
         for offset in range(len(data)):
             add = shelf.reservoir if self.policy == "reservoir" else shelf.ring
             add(before + offset, int(memory["seen"]) + offset, rng)
@@ -95,19 +97,25 @@ class Replay(Frozen):
             "lengths": lengths[kept],
             "labels": labels[kept],
             "outputs": torch.cat([memory["outputs"], torch.full((len(data),), logits.shape[1])])[kept],
-            "logits": _stacked(memory["logits"], logits.detach().cpu())[kept],
+            "logits": stacked[kept],
             "seen": memory["seen"] + len(data),
             "places": torch.tensor(shelf.places),
         }
 
 
-class _Shelf:
-    """Which samples stay, by their numbers; both policies need no more than lengths and labels."""
+def kept_bytes(memory: Tensors) -> int:
+    """Bytes of what a memory keeps of samples, which `max_bytes` bounds: images or features, and logits."""
+    return len(memory["data"]) + memory["logits"].nbytes
 
-    def __init__(self, lengths: list[int], labels: list[int], max_bytes: int, kept: list[int], places: int) -> None:
-        self.lengths, self.labels, self.max_bytes = lengths, labels, max_bytes
+
+class _Shelf:
+    """Which samples stay, by their numbers; both policies need no more than sizes, in bytes, and labels."""
+
+    def __init__(self, sizes: list[int], labels: list[int], max_bytes: int, kept: list[int], places: int) -> None:
+        self.sizes, self.labels, self.max_bytes = sizes, labels, max_bytes
         self.kept, self.places = kept, places
-        self.bytes = sum(lengths[index] for index in kept)
+        # Outputs that are new widen every row of logits, so it may be too much before anything is added.
+        self.bytes = sum(sizes[index] for index in kept)
 
     def reservoir(self, sample: int, seen: int, rng: np.random.Generator) -> None:
         """A uniform sample of all that came (Vitter 1985, algorithm R, doi:10.1145/3147.3165).
@@ -115,35 +123,35 @@ class _Shelf:
         Where bytes run out before places, samples go at random and their places with them, so that what stays is as
         uniform as before.
         """
-        if self.lengths[sample] > self.max_bytes:
+        if self.sizes[sample] > self.max_bytes:
             return
         place = len(self.kept) if len(self.kept) < self.places else int(rng.integers(seen + 1))
         if place >= self.places:
             return
-        self.bytes += self.lengths[sample]
+        self.bytes += self.sizes[sample]
         if place == len(self.kept):
             self.kept.append(sample)
         else:
-            self.bytes -= self.lengths[self.kept[place]]
+            self.bytes -= self.sizes[self.kept[place]]
             self.kept[place] = sample
         while self.bytes > self.max_bytes:
             self._drop(int(rng.integers(len(self.kept))))
-            self.places = len(self.kept)
+            self.places = max(1, len(self.kept))  # A row that has widened may be too large even alone.
 
     def ring(self, sample: int, seen: int, rng: np.random.Generator) -> None:
         """The newest samples of each class, all classes alike; the oldest of the largest class goes first."""
         del seen, rng
-        if self.lengths[sample] > self.max_bytes:
+        if self.sizes[sample] > self.max_bytes:
             return
         self.kept.append(sample)
-        self.bytes += self.lengths[sample]
+        self.bytes += self.sizes[sample]
         while len(self.kept) > self.places or self.bytes > self.max_bytes:
             counts = Counter(self.labels[index] for index in self.kept)
             largest = max(counts, key=lambda label: (counts[label], -label))
             self._drop(next(place for place, index in enumerate(self.kept) if self.labels[index] == largest))
 
     def _drop(self, place: int) -> None:
-        self.bytes -= self.lengths[self.kept.pop(place)]
+        self.bytes -= self.sizes[self.kept.pop(place)]
 
 
 def _stacked(old: Tensor, new: Tensor) -> Tensor:

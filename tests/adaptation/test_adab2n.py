@@ -62,6 +62,18 @@ def test_the_closed_form_is_the_recursion(kappa):
     assert AdaB2N(kappa=0.4).rate(10_000) == pytest.approx(1 - 0.9**0.4)
 
 
+@pytest.mark.parametrize("kappa", [0, 1e-12, 0.1, 0.4, 1])
+@pytest.mark.parametrize("before", [0, 1, 2.5, 40, 10_000])
+@pytest.mark.parametrize("parts", [2, 10])
+def test_the_parts_of_a_batch_leave_of_the_past_what_the_batch_leaves(kappa, before, parts):
+    norm, left = AdaB2N(kappa=kappa), 1.0
+    for part in range(1, parts + 1):
+        rate = norm.rate(before + part / parts, 1 / parts)
+        assert 0 < rate <= 1
+        left *= 1 - rate
+    assert left == pytest.approx(1 - norm.rate(before + 1), rel=1e-2 if kappa == 1e-12 else 1e-9, abs=1e-9)
+
+
 def test_weights_sum_to_one_where_a_task_is_missing():
     batch = lesson(1, 1, 2, 2, 2)
     ours, theirs = (AdaB2N(weights=each).shares(some_layer().task_weight, batch) for each in ("present", "published"))

@@ -14,11 +14,13 @@ from normstream.adaptation import HostedModel, HostingError, Preprocessing
 from normstream.adaptation.continual import Learner, Learning, damage, learnt_layers
 from normstream.adaptation.continual.classes import Classes
 from normstream.adaptation.continual.pixels import normalise
+from normstream.adaptation.learnt import Learnt
 from normstream.adaptation.tensor_slots import in_slot
 
 NORMS = ["adab2n", "bn", "gn", "cn", None]
 GROUPS = {"gn": {"groups": 2}, "cn": {"groups": 2}}  # The networks have few channels.
 METHODS = ["er_ace", "derpp"]
+REPLAY = {"keep": "images", "capacity": 20, "batch": 6, "encoding": "png"}
 PAIRS = [["red", "green"] * 3, ["blue", "grey"] * 3]
 
 
@@ -27,7 +29,7 @@ def recipe(norm="adab2n", method="er_ace", **changes):
         "norm": norm and {"name": norm, **GROUPS.get(norm, {})},
         "method": {"name": method},
         "learns": "all",
-        "replay": {"keep": "images", "capacity": 20, "batch": 6, "encoding": "png"},
+        "replay": REPLAY,
     }
     return Learning.model_validate(chosen | changes)
 
@@ -145,7 +147,7 @@ def test_a_pretrained_head_goes_on(small):
     ("norm", "method"), [*((norm, "er_ace") for norm in NORMS), ("adab2n", "derpp"), ("bn", "derpp")]
 )
 def test_it_learns_two_pairs_without_forgetting(small, norm, method):
-    learner = Learner(small, recipe(norm, method, descent={"lr": 0.05}))
+    learner = Learner(small, recipe(norm, method, batch=6, descent={"lr": 0.03}))
     state = learner.initial()
     for pair in range(2):
         for turn in range(40):
@@ -181,6 +183,18 @@ def test_nothing_is_kept_unless_the_recipe_asks(small):
     assert state["replay.data"].numel() == 0
 
 
+@pytest.mark.parametrize(("method", "logits"), [("er_ace", 0), ("derpp", 2)])
+def test_the_bytes_kept_are_those_of_samples_and_logits(small, method, logits):
+    learner = Learner(small, recipe(None, method))
+    state, report = walk(learner, learner.initial(), 2)
+    assert report.kept == 12
+    assert report.kept_bytes == Learnt("", learner.recipe, state).kept_bytes
+    assert report.kept_bytes == len(state["replay.data"]) + 12 * logits * 4
+    narrow = recipe(None, method, replay=REPLAY | {"max_bytes": report.kept_bytes - 1})
+    _, report = walk(Learner(small, narrow), learner.initial(), 2)
+    assert report.kept == 11
+
+
 def test_forward_passes_apart_and_together_differ_in_statistics_alone(small):
     apart, together = (Learner(small, recipe("gn", together=together)) for together in (False, True))
     # Group normalisation looks at no batch, so both must agree.
@@ -213,7 +227,7 @@ def test_a_step_that_is_not_finite_is_discarded(small):
 
 
 def test_trained_statistics_are_not_replaced_by_the_first_batch(small):
-    learner = Learner(small, recipe("adab2n"))
+    learner = Learner(small, recipe("adab2n", batch=6))
     state, name = learner.initial(), "network.body.1.run_mean"
     long, _ = walk(learner, state, 1)
     short, _ = walk(learner, state | {"batches": torch.tensor(0)}, 1)
@@ -274,6 +288,39 @@ def test_a_smaller_lesson_s_share_is_its_velocity_s_too(small):
     for name in whole.parameter_names:
         old, new, halved = (state[f"optimizer.{name}.velocity"] for state in (start, far, near))
         torch.testing.assert_close(2 * (halved - 0.9 * old), new - 0.9 * old, msg=name)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("norm", ["adab2n", "bn", "cn"])
+def test_labels_move_the_statistics_as_far_one_by_one_as_together(small, norm, trained):
+    learner = Learner(small, recipe(norm, learns="head", replay={}))
+    start = learner.initial(["red", "b", "c", "d", "e"])
+    if not trained:
+        start |= {"batches": torch.zeros_like(start["batches"])}
+    pixels = coloured(["red"])
+    together, *_ = learner.learn(start, pixels.repeat(10, 0), ["red"] * 10)
+    singly = start
+    for _ in range(10):
+        singly, *_ = learner.learn(singly, pixels, ["red"])
+    torch.testing.assert_close(singly["batches"], together["batches"])
+    for path in ("body.1", "body.4"):  # The others see one value per channel of one image, which moves nothing.
+        old, one, ten = (
+            torch.cat([state[f"network.{path}.{name}"] for name in ("run_mean", "run_var")])
+            for state in (start, singly, together)
+        )
+        assert not torch.equal(ten, old)
+        torch.testing.assert_close(one, ten, rtol=1e-2, atol=1e-3, msg=path)
+
+
+@pytest.mark.parametrize("norm", ["adab2n", "bn", "cn"])
+def test_a_state_whose_batches_are_whole_goes_on(small, norm):
+    """As all were before lessons of part of a batch counted as that part."""
+    learner = Learner(small, recipe(norm, batch=6))
+    state, _ = walk(learner, learner.initial(), 2)
+    whole = state | {"batches": state["batches"].long()}
+    assert damage(learner, load(save(whole))) is None
+    assert same(walk(learner, whole, 2, first=2)[0], walk(learner, state, 2, first=2)[0]) == []
+    assert "batches is -1" in damage(learner, state | {"batches": torch.tensor(-1.0, dtype=torch.float64)})
 
 
 def test_a_head_that_cannot_grow_is_refused():
@@ -373,6 +420,8 @@ def test_states_are_sound(small, norm, own):
         ({"replay.lengths": torch.zeros(20, dtype=torch.int64)}, "cut up"),
         ({"replay.places": torch.tensor(21)}, "places"),
         ({"replay.outputs": torch.full((20,), 9)}, "outputs"),
+        ({"replay.outputs": torch.zeros(20, dtype=torch.int64)}, "without logits"),
+        ({"replay.outputs": torch.zeros(20, dtype=torch.int64), "replay.logits": torch.zeros(20, 0)}, "without logits"),
     ],
 )
 def test_a_damaged_state_is_told(small, change, message):
@@ -381,6 +430,14 @@ def test_a_damaged_state_is_told(small, change, message):
     told = damage(learner, state | change)
     assert message in told
     assert len(told) < 200
+
+
+def test_logits_that_the_method_does_not_keep_are_told(small):
+    """They would be in no bound of bytes that the memory was filled by."""
+    learner = Learner(small, recipe(method="er_ace"))
+    state, _ = walk(learner, learner.initial(), 5)
+    assert damage(learner, state) is None
+    assert "keeps none" in damage(learner, state | {"replay.logits": torch.zeros(20, 2)})
 
 
 def test_lengths_whose_sum_comes_round_are_told(small):

@@ -78,6 +78,16 @@ def test_derpp_with_narrow_logits_in_the_memory():
     torch.testing.assert_close(loss, expected)
 
 
+def test_derpp_without_stored_logits_is_two_cross_entropies():
+    new, old = answers([2, 3]), replayed([0, 1])
+    expected = cross_entropy(new.logits, new.labels) + 0.5 * cross_entropy(old.logits, old.labels)
+    for width in (0, 4):
+        none = old._replace(stored=old.stored[:, :width], outputs=torch.zeros(2, dtype=torch.long))
+        loss = DerPlusPlus().loss(new, [none, old])
+        torch.testing.assert_close(loss, expected)
+        assert all(each.isfinite().all() for each in torch.autograd.grad(loss, (new.logits, old.logits)))
+
+
 def some_layer(channels=4):
     generator = torch.Generator().manual_seed(0)
     weight, bias, mean, var = torch.rand(4, channels, generator=generator) + 0.5

@@ -11,7 +11,7 @@ from pairs import coloured
 from safetensors.torch import load, save
 
 from normstream.adaptation.continual.pixels import decode, encode, jitter
-from normstream.adaptation.continual.replay import Replay
+from normstream.adaptation.continual.replay import Replay, kept_bytes
 
 
 def offered(replay, samples, labels=None, seed=0, at_once=1, width=0):
@@ -69,21 +69,22 @@ def test_a_rare_class_keeps_its_samples_in_the_ring():
     capacity=st.integers(0, 12),
     max_bytes=st.integers(0, 200),
     at_once=st.integers(1, 9),
+    width=st.integers(1, 6),
 )
 @settings(max_examples=60, deadline=None)
-def test_bounds_hold_and_tensors_agree(policy, sizes, capacity, max_bytes, at_once):
+def test_bounds_hold_and_tensors_agree(policy, sizes, capacity, max_bytes, at_once, width):
     replay = Replay(keep="images", policy=policy, capacity=capacity, max_bytes=max_bytes)
     samples = [bytes([index]) * size for index, size in enumerate(sizes)]
-    memory = offered(replay, samples, [index % 3 for index in range(len(sizes))], at_once=at_once, width=2)
+    memory = offered(replay, samples, [index % 3 for index in range(len(sizes))], at_once=at_once, width=width)
     assert len(memory["lengths"]) <= capacity
-    assert len(memory["data"]) <= max_bytes
+    assert len(memory["data"]) + 4 * width * len(memory["lengths"]) <= max_bytes
     assert memory["seen"] == len(sizes)
     for row, data in enumerate(kept(memory)):
         number = data[0]
         assert data == samples[number]
         assert memory["labels"][row] == number % 3
-        assert memory["logits"][row].tolist() == [number, number]
-        assert memory["outputs"][row] == 2
+        assert memory["logits"][row].tolist() == [number] * width
+        assert memory["outputs"][row] == width
 
 
 def test_where_bytes_run_out_the_reservoir_stays_uniform():
@@ -104,6 +105,30 @@ def test_where_bytes_run_out_places_go_whichever_sample_does(seed):
 
 def test_a_sample_too_large_is_not_kept_and_drives_nothing_out():
     memory = offered(Replay(keep="images", max_bytes=10), [b"small", b"x" * 11])
+    assert kept(memory) == [b"small"]
+
+
+@pytest.mark.parametrize("policy", ["reservoir", "ring"])
+@given(widths=st.lists(st.integers(1, 12), min_size=1, max_size=30), length=st.integers(1, 30), seed=st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_the_bound_holds_while_logits_widen(policy, widths, length, seed):
+    """A new class gives every row of logits one more number."""
+    replay, rng = Replay(keep="images", policy=policy, capacity=10, max_bytes=100), np.random.default_rng(seed)
+    memory = replay.initial()
+    for width in sorted(widths):
+        memory = replay.take(memory, [b"x" * length], torch.tensor([width]), torch.ones(1, width), rng)
+        assert kept_bytes(memory) == len(memory["data"]) + 4 * memory["logits"].numel() <= 100
+        assert len(memory["lengths"]) <= memory["places"]
+
+
+@pytest.mark.parametrize("policy", ["reservoir", "ring"])
+def test_a_memory_that_is_above_its_bound_comes_under_it(policy):
+    """As one may be from before logits counted; and though all go that are too large by now, there is room for more."""
+    before = Replay(keep="images", policy=policy, capacity=4)
+    replay, rng = before.model_copy(update={"max_bytes": 60}), np.random.default_rng(0)
+    memory = before.take(before.initial(), [b"x" * 50] * 4, torch.zeros(4).long(), torch.ones(4, 8), rng)
+    for _ in range(20):
+        memory = replay.take(memory, [b"small"], torch.tensor([0]), torch.ones(1, 8), rng)
     assert kept(memory) == [b"small"]
 
 

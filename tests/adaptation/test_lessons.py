@@ -1,6 +1,7 @@
 """Streams that learn from labels while they are served: alone, beside others, and with all that adapts at test time."""
 
 import gc
+import re
 import weakref
 from dataclasses import replace
 
@@ -37,7 +38,7 @@ PAIRS = [["red", "green"] * 3, ["blue", "grey"] * 3]
 HOSTS = {"small": host_small(), "tokens": host_tokens()}
 REPLAY = {"keep": "images", "encoding": "png", "capacity": 20, "batch": 6}
 HEAD, ALL, NEW = {"learns": "head", "norm": None}, {"learns": "all"}, {"head": "new"}
-BN, DERPP = {"norm": {"name": "bn"}}, {"method": {"name": "derpp"}}
+ADAB2N, BN, DERPP = {"norm": {"name": "adab2n"}}, {"norm": {"name": "bn"}}, {"method": {"name": "derpp"}}
 ROTTA = {"name": "rotta", "capacity": 8, "update_every": 4}
 COTTA = {"name": "cotta", "views": 2}
 
@@ -49,29 +50,30 @@ def of(learning, norm=None, update=None, output=None):
     return Recipe.parse(chosen | {"learn": {"replay": REPLAY} | learning})
 
 
-# Whose network is the hosted one but for norm layers and head.
+# Whose network is the hosted one but for norm layers and head. A name has that of the norm that lessons go through, and
+# where it has none they go through none.
 SHARED = {
-    "affine, adab2n": of({}),
+    "affine, adab2n": of(ADAB2N),
     "affine, null": of({"norm": None}),
     "affine, bn, derpp": of(BN | DERPP),
-    "head, adab2n": of({"learns": "head"}, "unmix_tns"),
+    "head, adab2n, unmix_tns": of(ADAB2N | {"learns": "head"}, "unmix_tns"),
     "head, features": of(HEAD | {"replay": {"keep": "features", "capacity": 20, "batch": 6}}),
-    "ema x prior": of(DERPP, "ema", None, "prior"),
-    "iabn x t3a": of(BN, "iabn", None, "t3a"),
-    "n_prior x shift": of({}, "n_prior", None, "shift"),
-    "tbr x lame": of({}, "tbr", None, "lame"),
+    "adab2n, ema x prior": of(ADAB2N | DERPP, "ema", None, "prior"),
+    "bn, iabn x t3a": of(BN, "iabn", None, "t3a"),
+    "adab2n, n_prior x shift": of(ADAB2N, "n_prior", None, "shift"),
+    "adab2n, tbr x lame": of(ADAB2N, "tbr", None, "lame"),
     "ema x tent": of(HEAD, "ema", "tent"),
-    "bn1 x eata x shift": of(HEAD | BN, "bn1", "eata", "shift"),
+    "bn, bn1 x eata x shift": of(HEAD | BN, "bn1", "eata", "shift"),
     "alpha_bn x rotta x prior": of(HEAD, "alpha_bn", ROTTA, "prior"),
     "unmix_tns x cotta x t3a": of(HEAD | DERPP, "unmix_tns", COTTA, "t3a"),
-    "source x sar": of({"learns": "head"}, None, "sar"),
+    "adab2n, source x sar": of(ADAB2N | {"learns": "head"}, None, "sar"),
     "bn1 x roid": of(HEAD, "bn1", "roid"),
     "source x eta": of(HEAD, None, "eta"),
     "tbr x deyo": of(HEAD, "tbr", "deyo"),
     "alpha_bn x core": of(HEAD, "alpha_bn", "core"),
 }
 ALONE = {
-    "all, adab2n x t3a": of(ALL, None, None, "t3a"),
+    "all, adab2n, t3a": of(ALL | ADAB2N, None, None, "t3a"),
     "all, null": of(ALL | {"norm": None}),
     "gn x prior": of({"norm": {"name": "gn", "groups": 2}}, None, None, "prior"),
     "cn x lame": of({"norm": {"name": "cn", "groups": 2}}, None, None, "lame"),
@@ -136,6 +138,13 @@ def same(one, other):
     return mine.keys() == its.keys() and all(torch.equal(mine[name], its[name]) for name in mine)
 
 
+@pytest.mark.parametrize(("name", "recipe"), [(name, recipe) for name, (_, recipe) in zip(NAMES, CASES, strict=True)])
+def test_a_case_s_lessons_go_through_the_norm_that_its_name_says(name, recipe):
+    """A default that changes must not take a norm out of all the tests here."""
+    said = {"adab2n", "bn", "cn", "gn"} & set(re.findall(r"\w+", name))
+    assert said == (set() if recipe.learn.norm is None else {recipe.learn.norm.name})
+
+
 @pytest.mark.parametrize("host", HOSTS)
 def test_many_streams_in_one_batch_equal_each_alone(host):
     """Two of each recipe that learns, one with a head of its own from the start, and their like that do not learn."""
@@ -160,7 +169,8 @@ def test_many_streams_in_one_batch_equal_each_alone(host):
 
 
 @pytest.mark.parametrize(
-    ("host", "recipe"), [case for case, name in zip(CASES, NAMES, strict=True) if "gn" not in name and "cn" not in name]
+    ("host", "recipe"),
+    [(host, it) for host, it in CASES if it.learn.norm is None or it.learn.norm.name not in {"gn", "cn"}],
 )
 def test_a_stream_that_has_learnt_nothing_answers_as_one_that_does_not_learn(host, recipe):
     hosted = HOSTS[host]
@@ -266,7 +276,7 @@ def test_a_stream_without_classes_cannot_answer(host, recipe):
     assert names_of(hosted, state) == ("red", "green", "blue", "grey")
 
 
-@pytest.mark.parametrize("recipe", [SHARED["ema x prior"], ALONE["all, null"]], ids=["shared", "alone"])
+@pytest.mark.parametrize("recipe", [SHARED["adab2n, ema x prior"], ALONE["all, null"]], ids=["shared", "alone"])
 def test_the_model_as_learnt_is_made_once_and_goes_with_what_was_learnt(recipe):
     state = taught(HOSTS["small"], initial_state(HOSTS["small"], recipe))
     model = model_of(HOSTS["small"], state)
@@ -378,7 +388,7 @@ def test_what_does_not_go_together_is_refused_with_the_remedy(recipe, words):
 
 @pytest.mark.parametrize("recipe", [*SHARED.values(), *ALONE.values(), *(PRESETS[name] for name in ("er_ace", "gn"))])
 def test_a_recipe_that_learns_is_a_value(recipe):
-    """A null norm is a choice, and not left out as an empty slot is."""
+    """Its text leaves a null norm out as it does an empty slot, and is read as the same recipe."""
     assert Recipe.parse(recipe.canonical()) == recipe
     assert Recipe.parse(recipe.model_dump(mode="json", exclude_none=True)) == recipe
     assert ('"learn":' in recipe.canonical(), '"learn":' in unlearning(recipe).canonical()) == (True, False)
