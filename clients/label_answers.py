@@ -74,7 +74,7 @@ class Learning:
         lessons: Steps so far.
         classes: Classes that it tells apart now.
         kept: Samples in its memory.
-        kept_bytes: Their size.
+        kept_bytes: Their size, with the logits that are kept of them.
         steps: What this call's labels taught it, step by step.
         new_classes: Classes that came with this call.
     """
