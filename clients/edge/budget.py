@@ -17,7 +17,9 @@ class TokenBucket:
     A sample passes when its score is among the best part `p` of the latest ones, where p is 1 down to a half full
     bucket and from there falls to 0 with its level. Where more is wanted than the rate allows the level settles at
     the p that can be paid for. A sample larger than the capacity passes when the bucket is full, and what it costs
-    above that is paid off before the next: else an edge whose samples are large would never send one. It is data: `dataclasses.asdict` makes JSON of it, `TokenBucket(**...)` brings it back.
+    above that is paid off before the next: else an edge whose samples are large would never send one.
+
+    It is data: `dataclasses.asdict` makes JSON of it, `TokenBucket(**...)` brings it back.
 
     Attributes:
         bytes_per_hour: The rate; 0 lets nothing pass, infinity everything.
