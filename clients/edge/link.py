@@ -28,7 +28,7 @@ from normstream.clients.retry import retry_after_s
 
 _UNWANTED = frozenset({400, 413, 415, 422})
 _UNWELCOME = frozenset({401, 403, 410})
-_UPDATE = "application/octet-stream"
+UPDATE = "application/octet-stream"
 _LARGEST_UPDATE_BYTES = 64 * 2**20  # 4 million channels' weight, bias, mean and variance in single precision
 _EXPORT_S = 300.0  # the first edge of a model waits for its package to be made
 _MARGIN_S = 15.0  # how much longer than the server promised to wait an answer may take
@@ -155,7 +155,7 @@ class Link:
             raise Unreachable(f"an update was answered with {response.status_code}")
         kind = response.headers.get("Content-Type", "")
         if (
-            kind.partition(";")[0].strip().lower() != _UPDATE
+            kind.partition(";")[0].strip().lower() != UPDATE
         ):  # such as the page on which one logs in to a hotel's network
             raise Unreachable(f"an update was answered with {kind[:100]!r}, which is no update")
         return Offer(response.content, response.headers.get("Normstream-Signature", ""))
