@@ -22,6 +22,7 @@ import onnxruntime
 
 from normstream.clients.edge.client import EdgeClient
 from normstream.clients.edge.folder import Folder, Identity, new_key
+from normstream.clients.edge.link import UPDATE
 from normstream.clients.edge.options import Options
 from normstream.clients.edge.package import Floats, Package
 from normstream.clients.edge.preprocessing import Pixels, crop, decode, normalise
@@ -185,7 +186,7 @@ class _Cloud:
             return httpx.Response(204)
         self._number += 1
         body, signature = self._update()
-        return httpx.Response(200, content=body, headers={"Normstream-Signature": signature})
+        return httpx.Response(200, content=body, headers={"Content-Type": UPDATE, "Normstream-Signature": signature})
 
     def _update(self) -> tuple[bytes, str]:
         source = self._package.source

@@ -16,12 +16,15 @@ class TokenBucket:
 
     A sample passes when its score is among the best part `p` of the latest ones, where p is 1 down to a half full
     bucket and from there falls to 0 with its level. Where more is wanted than the rate allows the level settles at
-    the p that can be paid for. It is data: `dataclasses.asdict` makes JSON of it, `TokenBucket(**...)` brings it back.
+    the p that can be paid for. A sample larger than the capacity passes when the bucket is full, and what it costs
+    above that is paid off before the next: else an edge whose samples are large would never send one.
+
+    It is data: `dataclasses.asdict` makes JSON of it, `TokenBucket(**...)` brings it back.
 
     Attributes:
         bytes_per_hour: The rate; 0 lets nothing pass, infinity everything.
         burst_bytes: The capacity: what may go at once after a quiet time.
-        level: Bytes that may go now.
+        level: Bytes that may go now; below 0 what is still to be paid off.
         filled_at: When the level was right, in unix seconds; None before the first sample.
         scores: The latest ones, of samples that passed and of others.
     """
@@ -50,7 +53,8 @@ class TokenBucket:
         if math.isinf(self.bytes_per_hour):
             return True
         self._refill(now)
-        passes = size <= self.level and self._rank(score) >= 1 - self._share()
+        affordable = size <= self.level or 0 < self.burst_bytes <= self.level
+        passes = affordable and self._rank(score) >= 1 - self._share()
         self.scores = [*self.scores[1 - _SCORES :], score]
         if passes:
             self.level -= size

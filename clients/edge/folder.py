@@ -3,6 +3,7 @@
 edge.json       who this edge is, its key among that; readable by its owner only
 packages/       the files of the model, by fingerprint
 update          the last good update, with its signature
+rolled_back     the name of the version that came after it and was rolled back
 statistics      the edge's own running statistics
 state.json      what the selection of samples remembers, and the counters
 spool.sqlite    samples that wait to be uploaded
@@ -151,6 +152,18 @@ class Folder:
     def save_update(self, body: bytes, signature: str) -> None:
         """Keep an update that proved good."""
         self._write("update", signature.encode() + b"\n" + body)
+        (self.path / "rolled_back").unlink(missing_ok=True)
+
+    def rolled_back(self) -> str | None:
+        """Read which version was rolled back since the last good update; None when none was."""
+        try:
+            return (self.path / "rolled_back").read_text("utf-8")
+        except (OSError, ValueError):
+            return None
+
+    def save_rolled_back(self, tag: str) -> None:
+        """Keep which version is not to be tried again."""
+        self._write("rolled_back", tag.encode())
 
     def statistics(self) -> bytes | None:
         """Read the running statistics; None when there are none."""

@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 
+from normstream.clients.edge.answers import LARGEST_JSON_BYTES, read
 from normstream.clients.edge.folder import Identity
 from normstream.clients.edge.spool import Waiting
 from normstream.clients.errors import NormstreamError, api_error
@@ -27,6 +28,8 @@ from normstream.clients.retry import retry_after_s
 
 _UNWANTED = frozenset({400, 413, 415, 422})
 _UNWELCOME = frozenset({401, 403, 410})
+UPDATE = "application/octet-stream"
+_LARGEST_UPDATE_BYTES = 64 * 2**20  # 4 million channels' weight, bias, mean and variance in single precision
 _EXPORT_S = 300.0  # the first edge of a model waits for its package to be made
 _MARGIN_S = 15.0  # how much longer than the server promised to wait an answer may take
 
@@ -144,18 +147,25 @@ class Link:
             params={name: value for name, value in query.items() if value is not None},
             headers=_bearer(identity),
             timeout=httpx.Timeout(self._timeout_s, read=wait_s + _MARGIN_S),
+            most_bytes=_LARGEST_UPDATE_BYTES,
         )
         if response.status_code in {204, 304}:
             return None
         if response.status_code != 200:
             raise Unreachable(f"an update was answered with {response.status_code}")
+        kind = response.headers.get("Content-Type", "")
+        if (
+            kind.partition(";")[0].strip().lower() != UPDATE
+        ):  # such as the page on which one logs in to a hotel's network
+            raise Unreachable(f"an update was answered with {kind[:100]!r}, which is no update")
         return Offer(response.content, response.headers.get("Normstream-Signature", ""))
 
-    def _send(self, method: str, path: str, **parts: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, *, most_bytes: int = LARGEST_JSON_BYTES, **parts: Any) -> httpx.Response:
         if self.closing:
             raise Unreachable("the client is closing")
         try:
-            response = self._http.request(method, path, extensions={"trace": self._trace}, **parts)
+            with self._http.stream(method, path, extensions={"trace": self._trace}, **parts) as streamed:
+                response = read(streamed, most_bytes if streamed.status_code < 400 else LARGEST_JSON_BYTES)
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             raise Unreachable(str(error) or type(error).__name__) from error
         finally:

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 STATE = "state.json"
 _EVERY_S = 5.0
+_FEW_SAMPLES_BYTES = 256 * 2**10
 _STATISTICS_EVERY_S = 60.0  # they are a hundred kilobytes, which wear a flash disk out
 
 
@@ -90,9 +91,14 @@ def _selector(kept: Any, classes: int) -> Selector:
 
 
 def _budget(kept: Any, options: Options) -> TokenBucket:
-    burst_bytes = options.bytes_per_hour / 6 if options.burst_bytes is None else options.burst_bytes
+    burst_bytes = _burst_bytes(options.bytes_per_hour) if options.burst_bytes is None else options.burst_bytes
     empty = TokenBucket(options.bytes_per_hour, burst_bytes)
     try:
         return TokenBucket(**{**asdict(empty), "level": kept["level"], "filled_at": kept["filled_at"]})
     except (TypeError, ValueError, KeyError):
         return empty
+
+
+def _burst_bytes(bytes_per_hour: float) -> float:
+    """Return what may go at once: ten minutes' worth, but a few samples, unless those are more than an hour's."""
+    return max(bytes_per_hour / 6, min(bytes_per_hour, _FEW_SAMPLES_BYTES))

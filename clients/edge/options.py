@@ -22,7 +22,8 @@ class Options:
             "auto" is `EMA()` where the model has batch norms.
         criteria: The bounds of what is worth uploading.
         bytes_per_hour: How many bytes of samples may be uploaded; infinity is no bound.
-        burst_bytes: How many may be uploaded at once after a quiet time; None takes a sixth of an hour's.
+        burst_bytes: How many may be uploaded at once after a quiet time; None takes a sixth of an hour's, or 256 KiB
+            where that is more, but no more than an hour's. A larger sample goes alone and is paid off afterwards.
         format: How samples are encoded, "jpeg" or "webp".
         quality: Of that, from 1 to 100.
         batch: Samples in one upload at most.

@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from normstream.clients.edge.answers import LARGEST_JSON_BYTES, read
 from normstream.clients.edge.errors import BadPackage
 from normstream.clients.edge.preprocessing import Preprocessing
 from normstream.clients.errors import ConnectionFailed, UnexpectedAnswer, api_error
@@ -241,13 +242,12 @@ def _intact(path: Path, file: File) -> bool:
 
 def _get(http: httpx.Client, path: str) -> bytes:
     try:
-        response = http.get(path)
+        with http.stream("GET", path) as streamed:
+            response = read(streamed, _MAX_MANIFEST_BYTES)
     except httpx.RequestError as error:
         raise ConnectionFailed(f"{http.base_url}{path}: {error or type(error).__name__}") from error
     if response.status_code != 200:
         raise api_error(response)
-    if len(response.content) > _MAX_MANIFEST_BYTES:
-        raise BadPackage(f"the manifest has {len(response.content)} bytes")
     return response.content
 
 
@@ -274,8 +274,7 @@ def _fetch_rest(http: httpx.Client, url: str, part: Path, file: File) -> None:
     try:
         with http.stream("GET", url, headers=headers) as response:
             if response.status_code not in {200, 206}:
-                response.read()
-                raise api_error(response)
+                raise api_error(read(response, LARGEST_JSON_BYTES))
             resumes = response.status_code == 206
             if resumes and not response.headers.get("Content-Range", "").startswith(f"bytes {had}-"):
                 raise UnexpectedAnswer(f"{url} answered with another range than the one asked for")

@@ -6,6 +6,7 @@ import io
 import math
 import os
 import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from normstream.clients.edge.errors import BadImage
 
@@ -22,9 +23,12 @@ Source: TypeAlias = Image.Image | Pixels | bytes | str | os.PathLike[str]
 
 MAX_SIDE_RATIO = 100  # A line of pixels would grow to gigabytes when its short side is scaled to the model's.
 
-# What Pillow's decoders raise on files that are broken in one way or another.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, struct.error)
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow's, those that start no program
+# What Pillow raises on files that are broken in one way or another; its readers of metadata trip over all kinds.
+BROKEN = (
+    OSError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, EOFError,
+    MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow's, those that start no program
 _RESAMPLING = {each.name.lower(): each for each in Image.Resampling}
 
 
@@ -95,7 +99,7 @@ def decode(source: Source) -> Image.Image:
         if upright.mode.startswith("I;16") or upright.mode == "I":  # 16 bits: Pillow's own conversion would clip.
             upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
         rgb = upright if upright.mode == "RGB" else upright.convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, TypeError, *_BROKEN) as error:
+    except BROKEN as error:
         raise BadImage(f"the image cannot be read: {str(error)[:200]}") from error
     if min(rgb.size) == 0 or max(rgb.size) > MAX_SIDE_RATIO * min(rgb.size):
         raise BadImage(f"the image is {rgb.width}x{rgb.height}; one side may be {MAX_SIDE_RATIO} times the other")
@@ -135,7 +139,7 @@ def _opened(source: Source) -> Image.Image:
         return source
     if isinstance(source, np.ndarray):
         return Image.fromarray(source)
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else Path(source), formats=_FORMATS)
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else Path(source), formats=FORMATS)
 
 
 def _resized(size: tuple[int, int], width: int, height: int, mode: str) -> tuple[int, int]:

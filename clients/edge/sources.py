@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from normstream.clients.edge.backoff import Backoff
+from normstream.clients.edge.preprocessing import BROKEN, FORMATS
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "srt://")
 LARGEST_JPEG_BYTES = 64 * 2**20
 
+_MOST_FAILURES = 100  # in a row, after which no more of a video is tried
 _MISSING_AV = 'video files and cameras need PyAV: pip install "normstream[edge,video]"'
 
 
@@ -180,7 +182,10 @@ def _scan_end(data: bytearray, at: int) -> int | None:
 def from_video(
     address: str, driver: str | None = None, *, every: int = 1, clock: Callable[[], float] = time.time
 ) -> Iterator[Frame]:
-    """Yield one of `every` frames of a video file, a camera or a network camera, by PyAV."""
+    """Yield one of `every` frames of a video file, a camera or a network camera, by PyAV.
+
+    What cannot be decoded is passed over, up to a hundred times in a row: a source that only fails must end.
+    """
     try:
         import av  # noqa: PLC0415 - an extra of its own
     except ModuleNotFoundError as error:
@@ -202,8 +207,8 @@ def _frames(container: Any, every: int, clock: Callable[[], float]) -> Iterator[
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         decoded = container.decode(stream)
-        number = -1
-        while True:
+        number, failures = -1, 0
+        while failures < _MOST_FAILURES:
             number += 1
             try:
                 frame = next(decoded)
@@ -212,7 +217,10 @@ def _frames(container: Any, every: int, clock: Callable[[], float]) -> Iterator[
                 return
             except av.FFmpegError as error:
                 yield Frame(str(number), None, clock(), f"cannot decode: {error}")
-                return
+                failures += 1
+                decoded = container.decode(stream)  # from the next packet: what has raised gives nothing more
+                continue
+            failures = 0
             if image is not None:
                 yield Frame(str(number), image, clock())
 
@@ -227,17 +235,24 @@ def reopened(
     backoff: Backoff | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Frame]:
-    """Yield the frames of a live source for ever: one that ends, or cannot be opened again, is opened again later."""
+    """Yield the frames of a live source for ever: one that ends or fails is opened again later, until it can be."""
     backoff = backoff or Backoff()
     while True:
-        for frame in frames:
-            backoff.succeed()
-            yield frame
+        try:
+            for frame in frames:
+                if frame.image is not None:
+                    backoff.succeed()
+                yield frame
+        except Exception:  # of a driver or decoder; it must not look as if the source had come to its end
+            logger.exception("the camera failed, and is opened again")
         sleep(backoff.pause_s())
         try:
             frames = open_again()
         except SourceError as error:
             logger.warning("%s", error)
+            frames = iter(())
+        except Exception:
+            logger.exception("the camera cannot be opened")
             frames = iter(())
 
 
@@ -289,8 +304,8 @@ def _camera(source: str) -> tuple[str, str]:
 
 def _decoded(name: str, file: Path | IO[bytes], taken_at: float) -> Frame:
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             image.load()
             return Frame(name, image, taken_at)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         return Frame(name, None, taken_at, f"cannot decode: {error}")

@@ -3,11 +3,14 @@
 A SQLite file in write-ahead mode, so that a killed process loses nothing that was put in. It is bounded: where there is
 no room the samples that are worth least are dropped. A sample is worth what it can teach, and half of that for each
 `half_life_s` that it is older; the order of two samples then never changes, and is kept as one column.
+
+Where the disk is full or cannot be written when an edge starts, the samples wait in memory: inference needs no spool.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import sqlite3
 import threading
@@ -15,12 +18,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
 _TABLE = """
 CREATE TABLE IF NOT EXISTS samples (id TEXT PRIMARY KEY, taken_at REAL NOT NULL, worth REAL NOT NULL,
                                     size INTEGER NOT NULL, image BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS by_worth ON samples (worth, taken_at);
 """
 _PAGE_BYTES = 4096
+_MEMORY_BYTES = 16 * 2**20  # the most that waits where the disk cannot be used
 _LEAST = 1e-9  # usefulness below it is taken for this
 
 
@@ -44,6 +50,7 @@ class Spool:
 
     Attributes:
         dropped: Samples dropped since this object was made, for want of room or for their age.
+        problem: Why the samples wait in memory, and are lost when the process ends; None where they wait on the disk.
     """
 
     def __init__(
@@ -54,13 +61,17 @@ class Spool:
         self.path = path
         self.max_bytes = max_bytes
         self.dropped = 0
+        self.problem: str | None = None
         self._max_age_s = max_age_s
         self._half_life_s = half_life_s
         self._lock = threading.Lock()
-        self._database = _open(path)
-        self._count, self._bytes = self._measure()
-        with self._lock:
-            self._make_room()
+        try:
+            self._begin(_open(path))
+        except (sqlite3.Error, OSError) as error:
+            self.problem = f"samples wait in memory alone, until the next start: {path} cannot be used: {error}"
+            logger.warning("%s", self.problem)
+            self.max_bytes = min(max_bytes, _MEMORY_BYTES)
+            self._begin(_connect(":memory:"))
 
     def close(self) -> None:
         """Close the file."""
@@ -117,6 +128,12 @@ class Spool:
         with self._lock:
             self._delete(list(ids))
 
+    def _begin(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        self._count, self._bytes = self._measure()
+        with self._lock:
+            self._make_room()
+
     def _insert(self, row: tuple[str, float, float, int, bytes], size: int) -> None:
         if size > self.max_bytes:
             self.dropped += 1
@@ -165,7 +182,7 @@ def _open(path: Path) -> sqlite3.Connection:
         return _connect(path)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path | str) -> sqlite3.Connection:
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         # With `normal` a killed process loses nothing; after a power cut the last few samples may be missing.

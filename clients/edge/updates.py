@@ -65,7 +65,8 @@ class Updater:
 
     A second network is built with it beside the one that runs, and must give the logits that the server computed. If
     it is much less certain of the last images than what was predicted of them, it is rolled back: dropped, counted and
-    reported. What is rolled back is still held, so that it is not fetched again and the next delta can build on it.
+    reported. What is rolled back is still held, so that it is not fetched again and the next delta can build on it. It
+    is not tried again either, nor after a restart, when there are no last images that would speak against it.
 
     Attributes:
         membership: Makes the calls.
@@ -82,6 +83,7 @@ class Updater:
         wait_s: How long the server may wait for a new version before it answers that there is none.
         held: The newest version that came whole.
         tried: The newest version that was taken into use or rolled back.
+        rolled_back: The version that was rolled back last, since the last good one; None when none was.
         problem: What was wrong with the last update; None when nothing was.
         applied_ms: How long the last update took, from its bytes to its use.
     """
@@ -100,6 +102,7 @@ class Updater:
     wait_s: float = 25.0
     held: Held | None = None
     tried: str | None = None
+    rolled_back: str | None = None
     problem: str | None = None
     applied_ms: float | None = None
 
@@ -145,15 +148,19 @@ class Updater:
             package = self._other(error)
             update = self._decoded(offer, package)
         self.held = update.held
+        if update.tag == self.rolled_back:
+            self.problem = f"version {update.tag} was rolled back, and is not tried again"
+            return
         try:
             network = self._proved(update, package)
         except EdgeError as error:
             self.counters.rolled_back += 1
             self._refuse(error)
             self.tried = update.tag
+            self._remember(update.tag)
             return
         self.counters.updates += 1
-        self.problem = None
+        self.rolled_back = self.problem = None
         self.package = package
         self.swap(network, update)
         self.tried = update.tag
@@ -196,8 +203,16 @@ class Updater:
             self.problem = f"the update cannot be kept: {error}"
             logger.warning("%s", self.problem)
 
+    def _remember(self, tag: str) -> None:
+        self.rolled_back = tag
+        try:
+            self.folder.save_rolled_back(tag)
+        except OSError as error:  # it is tried once more after the next start
+            logger.warning("that %s was rolled back cannot be kept: %s", tag, error)
+
     def restore(self) -> tuple[Network, Update] | None:
         """Return the last good update for a start without network; None when there is none that still proves good."""
+        self.tried = self.rolled_back = self.folder.rolled_back()
         kept = self.folder.update()
         if kept is None:
             return None
@@ -209,7 +224,8 @@ class Updater:
             self._refuse(error)
             return None
         self.held = update.held
-        self.tried = update.tag
+        if self.rolled_back is None or _precedes(self.rolled_back, update.tag):
+            self.tried = update.tag
         return network, update
 
     def _proved(self, update: Update, package: Package) -> Network:

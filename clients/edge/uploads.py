@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,10 @@ from normstream.clients.edge.membership import Membership
 from normstream.clients.edge.spool import Spool, Waiting
 from normstream.clients.edge.status import Counters
 
+logger = logging.getLogger(__name__)
+
 BATCH_BYTES = 4 * 2**20
+_SILENT_S = 600.0  # after a report that the server would not have
 
 
 @dataclass(slots=True)
@@ -23,7 +27,8 @@ class Uploader:
 
     A batch is sent when it is full or when its oldest sample has waited for `linger_s`; a report alone when nothing
     was sent for `report_every_s`. Of a batch that the server will not have, each sample is tried alone, so that a bad
-    one does not cost its neighbours.
+    one does not cost its neighbours; and one that is refused alone once more without the report, which may be what is
+    at fault. If it is, nothing is said of the edge for ten minutes.
 
     Attributes:
         membership: Makes the calls.
@@ -48,6 +53,7 @@ class Uploader:
     report_every_s: float = 60.0
     _not_before: float = -math.inf  # by clock.elapsed_s
     _report_due: float = -math.inf
+    _silent_until: float = -math.inf  # no report until then
     _suspects: int = 0  # samples that go alone, because a batch was refused
 
     def turn(self) -> float:
@@ -73,28 +79,42 @@ class Uploader:
     def _batch(self) -> Sequence[Waiting]:
         return self.spool.best(1 if self._suspects else self.batch, BATCH_BYTES, self.clock.unix_s())
 
-    def _send(self, samples: Sequence[Waiting]) -> float:
+    def _send(self, samples: Sequence[Waiting], *, silently: bool = False) -> float:
+        silently = silently or self.clock.elapsed_s() < self._silent_until
         taken_at = {sample.id: sample.taken_at for sample in samples}
-        report = {**self.report(), "taken_at": taken_at}
+        report = {**({} if silently else self.report()), "taken_at": taken_at}
         try:
             self.membership.call(lambda identity: self.membership.link.upload(identity, samples, report))
         except Unwelcome:
             return math.inf
-        except Unwanted:
-            return self._refused(samples)
+        except Unwanted as error:
+            return self._refused(samples, error, silently=silently)
         except LinkError as error:
             return self.backoff.pause_s(error.retry_after_s if isinstance(error, Unreachable) else 0.0)
         self.counters.uploaded += len(samples)
         self._settle(samples)
         return 0.0
 
-    def _refused(self, samples: Sequence[Waiting]) -> float:
+    def _refused(self, samples: Sequence[Waiting], error: Unwanted, *, silently: bool) -> float:
         if len(samples) > 1:
             self._suspects = len(samples)
             return 0.0
+        if samples and not silently:
+            return self._doubted(samples, error)
         self.counters.unwanted += len(samples)
         self._settle(samples)
         return self.backoff.pause_s()  # nothing that is refused is sent in a hurry
+
+    def _doubted(self, samples: Sequence[Waiting], error: Unwanted) -> float:
+        """Send a sample that was refused without the report: if it passes, that was at fault and not the sample."""
+        uploaded = self.counters.uploaded
+        pause_s = self._send(samples, silently=True)
+        if self.counters.uploaded > uploaded:
+            logger.warning("the server will not have this edge's report, which is left out for a while: %s", error)
+            self._silent_until = self.clock.elapsed_s() + _SILENT_S
+            self._suspects = 0
+            self.backoff.succeed()
+        return pause_s
 
     def _settle(self, samples: Sequence[Waiting]) -> None:
         self.spool.remove(sample.id for sample in samples)

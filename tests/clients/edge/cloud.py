@@ -20,6 +20,9 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
+from pydantic import ValidationError
+
+from normstream.service.edge_schemas import UploadReport
 
 PROBLEM = "application/problem+json"
 
@@ -106,7 +109,11 @@ class Cloud:
         images = {name: content for kind, name, content in fields if kind == "images"}
         if self.bad_samples & set(images.values()):
             return problem(422, "images[0] is no image")
-        report = json.loads(next(content for kind, _, content in fields if kind == "report"))
+        report = json.loads(told := next(content for kind, _, content in fields if kind == "report"))
+        try:
+            UploadReport.model_validate_json(told)
+        except ValidationError as error:
+            return problem(422, f"body.report: {error.errors()[0]['msg']}")
         assert set(report["taken_at"]) == set(images)
         self.reports.append(report)
         self.batches.append(list(images))

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from normstream.clients.edge.budget import TokenBucket
+from normstream.clients.edge.folder import Folder
+from normstream.clients.edge.notes import Notes
+from normstream.clients.edge.options import Options
 
 HOUR = 3600.0
 
@@ -78,8 +81,31 @@ def test_no_rate_lets_nothing_pass_and_no_limit_everything():
     assert bucket(math.inf, 0.0).take(10**12, 0.0, now=0.0)
 
 
-def test_more_than_the_capacity_never_passes():
-    assert not bucket().take(36_001, 1.0, now=0.0)
+def test_what_is_larger_than_the_capacity_is_paid_off_before_the_next():
+    full = bucket()
+    assert full.take(54_000, 1.0, now=0.0)
+    assert full.level == -18_000
+    assert TokenBucket(**json.loads(json.dumps(asdict(full)))) == full
+    assert not full.take(1, 1.0, now=0.5 * HOUR)
+    assert not full.take(54_000, 1.0, now=1.4 * HOUR)
+    assert full.take(54_000, 1.0, now=1.5 * HOUR)
+
+
+@pytest.mark.parametrize("bytes_per_hour", [5_000.0, 80_000.0, 1_000_000.0, 6_000_000.0])
+@pytest.mark.parametrize("size", [14_000, 300_000])
+def test_a_small_allowance_is_used_and_kept_whatever_the_size_of_a_sample(tmp_path, bytes_per_hour, size):
+    budget = Notes.read(Folder(tmp_path), 7, Options(bytes_per_hour=bytes_per_hour)).budget
+    generator, days = np.random.default_rng(0), 20
+    sent = [t for t in range(0, days * 24 * 3600, 30) if budget.take(size, generator.random(), now=float(t))]
+    assert len(sent) * size >= 0.8 * days * 24 * min(bytes_per_hour, 120 * size)
+    assert len(sent) * size <= (1 + days * 24) * bytes_per_hour + size
+    hours = np.bincount(np.array(sent) // 3600) * size
+    assert hours.max() <= max(2 * bytes_per_hour, size + bytes_per_hour)
+
+
+def test_an_allowance_of_nothing_sends_nothing(tmp_path):
+    budget = Notes.read(Folder(tmp_path), 7, Options(bytes_per_hour=0)).budget
+    assert not budget.take(1, 1.0, now=0.0)
 
 
 @pytest.mark.parametrize("wrong", [{"rate": -1.0}, {"rate": math.nan}, {"burst": -1.0}])

@@ -1,11 +1,13 @@
 import io
 import json
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,20 @@ def test_an_edge_without_network_goes_on(server, images, tmp_path):
     done = run(server, tmp_path / "edge", images)
     assert done.returncode == 0
     assert len(lines(done.stdout)) == 5
+
+
+def test_an_edge_on_a_full_disk_starts_and_says_so(server, images, tmp_path):
+    words = ("--drain", 20, "--unreliable", 100, "--uninformative", 0, "--redundant", 2)
+    assert run(server, tmp_path / "edge", images, *words).returncode == 0
+    taken = len(server.samples)
+    for left in (tmp_path / "edge").glob("spool.sqlite*"):
+        left.unlink()
+    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))  # no file may grow
+    done = run(server, tmp_path / "edge", images, *words, preexec_fn=full)
+    assert done.returncode == 0, done.stderr
+    assert [line["frame"] for line in lines(done.stdout) if "top" in line] == [f"{i}.jpg" for i in range(5)]
+    assert "samples wait in memory alone" in " ".join(done.stderr.decode().split())
+    assert len(server.samples) == 2 * taken == 10  # they go all the same
 
 
 @pytest.mark.parametrize(

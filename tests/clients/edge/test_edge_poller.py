@@ -116,3 +116,4 @@ def test_other_answers_make_it_wait(server, updater, used, monkeypatch, answer, 
     assert updater.turn() == pause_s
     assert updater.membership.halted is math.isinf(pause_s)
     assert used == []
+    assert updater.counters.rejected == 0  # none of them is an update

@@ -111,6 +111,14 @@ def test_pixels_given_are_left_as_they_are():
     np.testing.assert_array_equal(pixels, before)
 
 
+def with_confused_metadata() -> bytes:
+    """A JPEG file in whose metadata a number stands where text should be."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = 6, 72.0
+    content = file(Image.fromarray(photographs()[0]), "JPEG", exif=exif)
+    return content.replace(b"\x01\x1a\x00\x05", b"\x01\x4d\x00\x05", 1)
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -121,10 +129,11 @@ def test_pixels_given_are_left_as_they_are():
         np.zeros((4, 4, 3), np.float64),
         np.zeros((0, 4, 3), np.uint8),
         np.zeros((3, 301, 3), np.uint8),
+        with_confused_metadata(),
         "/nowhere/image.jpg",
         3,
     ],
-    ids=["empty", "text", "cut jpeg", "cut png", "floats", "no rows", "a line", "no file", "a number"],
+    ids=["empty", "text", "cut jpeg", "cut png", "floats", "no rows", "a line", "metadata", "no file", "a number"],
 )
 def test_what_is_no_image_is_refused(source):
     with pytest.raises(BadImage):

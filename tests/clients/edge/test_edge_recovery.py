@@ -124,6 +124,21 @@ def test_a_full_disk_ends_nothing(start, tmp_path, monkeypatch):
     assert client.step([photo()])
 
 
+def test_a_spool_that_cannot_be_opened_ends_nothing(start, server, tmp_path):
+    start().close()
+    (tmp_path / "edge/spool.sqlite").unlink()
+    (tmp_path / "edge/spool.sqlite").mkdir()
+    server.instead.extend([problem(503)] * 100)
+    client = start()
+    assert client.step([photo()])
+    until(lambda: client.status().waiting == 1)
+    server.instead.clear()
+    client._uploader.backoff.uniform = lambda low, high: 0.0
+    until(lambda: client.status().waiting == 0, 70)
+    assert len(server.samples) == 1
+    until(lambda: "samples wait in memory alone" in (client.status().problem or ""))
+
+
 def test_a_clock_that_jumps_ends_nothing(start, server):
     now = [1_800_000_000.0]
     client = start(clock=Clock(lambda: now[0], time.monotonic))

@@ -1,5 +1,6 @@
 import io
 import os
+import struct
 import threading
 import time
 from pathlib import Path
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
+from normstream.clients.edge import sources
 from normstream.clients.edge.backoff import Backoff
 from normstream.clients.edge.sources import (
     Frame,
@@ -121,6 +123,32 @@ def test_a_folder_gives_its_images_by_name(tmp_path):
     ]
 
 
+def test_no_file_starts_a_program_whatever_its_name(tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    ghostscript = tmp_path / "bin/gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(ghostscript.parent), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # it is looked for anew
+    (tmp_path / "images").mkdir()
+    picture(0).save(tmp_path / "images/x.jpg", "EPS")
+    (frame,) = from_folder(tmp_path / "images")
+    assert "cannot decode" in frame.problem
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_file_with_metadata_that_pillow_trips_over_costs_itself_alone(tmp_path):
+    picture(0).save(tmp_path / "a.tif")
+    content = (tmp_path / "a.tif").read_bytes()
+    number, text = (struct.pack("<HHI", 273, kind, 1) for kind in (4, 2))  # where its pixels are: a text
+    assert content.count(number) == 1
+    (tmp_path / "b.tif").write_bytes(content.replace(number, text))
+    picture(1).save(tmp_path / "c.png")
+    with pytest.raises(TypeError), Image.open(tmp_path / "b.tif") as image:
+        image.load()
+    assert [frame.problem is None for frame in from_folder(tmp_path)] == [True, False, True]
+
+
 def test_a_watched_folder_gives_what_comes_later(tmp_path):
     picture(0).save(tmp_path / "1.png")
     pauses = []
@@ -166,6 +194,31 @@ def test_a_video_that_breaks_off_ends(tmp_path):
     path = video(tmp_path / "v.mkv", frames=30, noise=200)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert 0 < len([frame for frame in open_source(str(path)) if frame.image is not None]) < 30
+
+
+def damaged(path: Path, numbers: range) -> Path:
+    """A video of which some packets are overwritten."""
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    for i in numbers:
+        at = content.index(packets[i][:64])
+        content[at : at + 64] = bytes(64)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_video_goes_on_after_frames_that_cannot_be_decoded(tmp_path):
+    frames = list(from_video(str(damaged(video(tmp_path / "v.avi", noise=200), range(3, 5)))))
+    assert [frame.name for frame in frames] == [str(i) for i in range(10)]
+    assert [i for i, frame in enumerate(frames) if frame.image is None] == [3, 4]
+    assert "cannot decode" in frames[3].problem
+
+
+def test_a_video_that_only_fails_ends(tmp_path, monkeypatch):
+    path = str(damaged(video(tmp_path / "v.avi", noise=200), range(1, 10)))
+    monkeypatch.setattr(sources, "_MOST_FAILURES", 5)
+    assert [frame.image is None for frame in from_video(path)] == [False] + [True] * 5
 
 
 @pytest.mark.parametrize(
@@ -230,5 +283,37 @@ def test_a_camera_that_goes_away_is_opened_again(tmp_path):
 
     frames = reopened(from_video(path), open_again, Backoff(uniform=lambda _, high: high), pauses.append)
     assert [next(frames).name for _ in range(4)] == ["0", "1", "0", "1"]
+    assert pauses == [1, 2, 4]
+    frames.close()
+
+
+def test_a_camera_whose_driver_fails_is_opened_again(tmp_path, caplog):
+    path = str(video(tmp_path / "v.mp4", frames=2))
+    opened = iter([True, False])
+
+    def open_again():
+        if next(opened, False):
+            raise RuntimeError("no such device any more")
+        return from_video(path)
+
+    def failing():
+        yield from from_video(path)
+        raise RuntimeError("the driver is confused")
+
+    live = newest(reopened(failing(), open_again, sleep=lambda _: time.sleep(0.2)))
+    assert [frame.name for frame, _ in zip(live, range(2), strict=False)][-1] == "1"
+    assert next(live).image is not None
+    assert "the driver is confused" in caplog.text
+    assert "no such device any more" in caplog.text
+    live.close()
+
+
+def test_a_camera_that_gives_nothing_but_errors_is_opened_again_later_and_later():
+    pauses = []
+    broken = Frame("0", None, 0.0, "cannot decode")
+    backoff = Backoff(uniform=lambda _, high: high)
+    frames = reopened(iter([broken]), lambda: iter([broken]), backoff, pauses.append)
+    for _ in range(4):
+        next(frames)
     assert pauses == [1, 2, 4]
     frames.close()

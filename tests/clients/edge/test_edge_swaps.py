@@ -210,3 +210,37 @@ def test_an_update_that_makes_the_edge_unsure_is_rolled_back(start, publisher, p
     assert "mean entropy" in client.status().problem
     assert client.status().version == "a.1"
     assert client._updater.held.tag == "a.2"  # not fetched again
+
+
+def test_a_version_that_was_rolled_back_is_not_tried_again_after_a_restart(start, server, publisher):
+    client = start(options={"top_k": 1000})
+    kept = publisher.publish(1)
+    until(lambda: client.status().version == "a.1")
+    client.step([photo(i) for i in range(8)])
+    client._recent.extend([(crop, 0.0) for crop, _ in client._recent.copy()])  # as if it had been certain
+    publisher.publish(2, delta=True)
+    until(lambda: client.status().counters.rolled_back)
+    client.close()
+    again = start(options={"top_k": 1000})  # which has seen no images
+    asked = len(server.asked)
+    until(lambda: server.asked[asked:] and server.asked[-1].get("since") == "a.2")
+    assert again.status().version == "a.1"
+    assert answers(again, kept, photo())
+    assert again.status().counters.rolled_back == 1
+    assert "a.2 was rolled back" in again.status().problem
+    parameters = publisher.publish(3, delta=True)
+    until(lambda: again.status().version == "a.3")
+    assert answers(again, parameters, photo())
+    until(lambda: again.status().problem is None)
+    until(lambda: Folder(again._folder.path).rolled_back() is None)
+
+
+def test_the_first_version_of_all_that_was_rolled_back_is_not_tried_again_either(start, server, publisher):
+    client = start()
+    publisher.publish(1, probe=0.5)
+    until(lambda: client.status().counters.rolled_back)
+    client.close()
+    again = start()
+    asked = len(server.asked)
+    until(lambda: server.asked[asked:] and server.asked[-1].get("since") == "a.1")
+    assert (again.status().version, again.tried, again.status().counters.rolled_back) == (None, "a.1", 1)

@@ -204,6 +204,27 @@ def test_a_bad_sample_costs_none_of_its_neighbours(server, spool, uploader, hand
     assert server.batches[-1] == list("efgh")
 
 
+def test_a_bad_report_costs_no_sample(server, spool, uploader, hands, caplog):
+    uploader.report = lambda: {"seen": -5}
+    server.bad_samples = {b"b"}
+    put(spool, *"abcdefghij")
+    while len(spool) >= uploader.batch:
+        hands.now += uploader.turn()
+        assert hands.now < 100
+    hands.now += uploader.linger_s + 60
+    while len(spool):
+        hands.now += uploader.turn()
+        assert hands.now < 200
+    assert sorted(server.samples) == list("acdefghij")
+    assert (uploader.counters.uploaded, uploader.counters.unwanted) == (9, 1)
+    assert caplog.text.count("will not have this edge's report") == 1
+    assert len([call for call in server.calls if call.endswith("/samples")]) <= 12
+    uploader.report = lambda: {"seen": 5}
+    hands.now += 600
+    uploader.turn()
+    assert server.reports[-1]["seen"] == 5
+
+
 @pytest.mark.parametrize("status", [401, 403, 410])
 def test_an_edge_that_is_refused_says_so_and_tries_no_more(server, spool, uploader, caplog, status):
     put(spool, *"abcd")
