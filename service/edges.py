@@ -217,7 +217,8 @@ class Edges:
 def _heard(upload: Upload, stream: StreamSummary, now: float) -> dict[str, Any]:
     """What an upload tells of its edge, as fields of its record."""
     heard: dict[str, Any] = {"last_seen": now}
-    if upload.report is not None:
+    # An edge whose report was refused sends when samples were taken and no more: what it told before stays.
+    if upload.report is not None and upload.report.model_fields_set - {"taken_at"}:
         heard["report"] = upload.report.model_dump_json(exclude={"taken_at"})
         if upload.report.tag is not None:
             heard["acknowledged"] = upload.report.tag

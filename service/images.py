@@ -9,6 +9,7 @@ import binascii
 import hashlib
 import io
 import struct
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -31,8 +32,11 @@ NPY = "application/x-npy"
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_SIDE_RATIO = 100  # A line of pixels would grow to gigabytes when its short side is scaled to the model's.
 
-# What Pillow's decoders raise on files that are broken in one way or another.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, struct.error)
+# What Pillow raises on files that are broken in one way or another; its readers of metadata trip over all kinds.
+_BROKEN = (
+    OSError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, EOFError,
+    RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
 
 
 class ImagesBody(BaseModel):

@@ -2,8 +2,8 @@
 
 All of a request is checked before any of it counts. Between lessons the stream's turn is given back, and however many
 requests bring labels, one lesson of this server at a time has a turn or waits for it: predictions of all streams wait
-for one at most. A lesson marks its images as labelled with the very commit that holds what was
-learnt: whenever a server dies, the same request goes on where it stopped.
+for one at most. A lesson marks its images as labelled with the very commit that holds what was learnt: whenever a
+server dies, the same request goes on where it stopped.
 """
 
 from collections.abc import Mapping, Sequence

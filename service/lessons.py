@@ -3,8 +3,8 @@
 import asyncio
 import json
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack, nullcontext, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -23,6 +23,7 @@ from normstream.adaptation import (
     StreamState,
     learn,
 )
+from normstream.service.deadline import Deadline
 from normstream.service.engine import Engine
 from normstream.service.errors import Conflict, Invalid
 from normstream.service.evidence import Evidence, examples, of_image, of_prediction
@@ -95,6 +96,7 @@ class Lessons:
         self._streams = streams
         self._store = streams.store
         self._label_ttl_s = settings.label_ttl_s
+        self._timeout_s = settings.request_timeout_s
         # Turns and the thread that works on tensors are first come, first served: of lessons that queued there, a
         # prediction would wait for all.
         self._one_at_a_time = asyncio.Lock()
@@ -134,11 +136,7 @@ class Lessons:
             learns: false counts them and no more.
         """
         given = None
-        async with (
-            self._one_at_a_time if learns else nullcontext(),
-            self._streams.turn(first.id),
-            AsyncExitStack() as staging,
-        ):
+        async with self._turn(first.id, learns), AsyncExitStack() as staging:
             for _ in range(COMMIT_ATTEMPTS):
                 stream = await self.loaded(first.id, first.generation)
                 # Checked again, for another request may have had its turn since.
@@ -160,6 +158,20 @@ class Lessons:
                         new_classes=given.new_classes,
                     )
         raise contended(first.id)
+
+    @asynccontextmanager
+    async def _turn(self, stream_id: str, learns: bool) -> AsyncIterator[None]:
+        """The stream's turn, for which one lesson at a time waits.
+
+        Raises:
+            TimedOut: when it does not come in time.
+        """
+        async with AsyncExitStack() as held:
+            if learns:
+                async with Deadline(self._timeout_s).kept():
+                    await held.enter_async_context(self._one_at_a_time)
+            await held.enter_async_context(self._streams.turn(stream_id))
+            yield
 
     async def _given(
         self,

@@ -39,5 +39,6 @@ class TensorThread(ThreadPoolExecutor):
             before = self._submitted
             await asyncio.sleep(_IDLE_S)
             if self._submitted == before != tidied:
-                await asyncio.wrap_future(self.submit(give_memory_back))
-                tidied = self._submitted
+                tidying = self.submit(give_memory_back)
+                tidied = self._submitted  # What comes from here on is tidied up after another time.
+                await asyncio.wrap_future(tidying)

@@ -135,7 +135,7 @@ class EdgeClient:
         )  # fmt: skip
         self._in_use = InUse(network(package, options, self._clock), None)
         if restored := self._updater.restore():
-            self._in_use = InUse(*restored)
+            self._in_use = self._in_use.replaced(*restored)
         self._in_use.resume(self._folder)
         self._workers = {
             name: Worker(name, turn)
@@ -221,7 +221,7 @@ class EdgeClient:
             latency_ms={f"p{q}": round(float(np.percentile(latencies, q)), 3) for q in (50, 95) if len(latencies)},
             applied_ms=self._updater.applied_ms,
             last_contact_at=self._membership.last_contact_at,
-            problem=self._membership.problem or self._updater.problem or self._spool.problem,
+            problem=self._membership.problem or self._spool.problem or self._updater.problem,
             at=self._clock.unix_s(),
         )
 

@@ -154,9 +154,8 @@ class Link:
         if response.status_code != 200:
             raise Unreachable(f"an update was answered with {response.status_code}")
         kind = response.headers.get("Content-Type", "")
-        if (
-            kind.partition(";")[0].strip().lower() != UPDATE
-        ):  # such as the page on which one logs in to a hotel's network
+        # Not such as the page on which one logs in to a hotel's network.
+        if kind.partition(";")[0].strip().lower() != UPDATE:
             raise Unreachable(f"an update was answered with {kind[:100]!r}, which is no update")
         return Offer(response.content, response.headers.get("Normstream-Signature", ""))
 

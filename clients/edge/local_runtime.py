@@ -131,7 +131,7 @@ class EMARuntime(LocalRuntime):
         other = super().updated(parameters)
         other._fused = None if self._fused is None else other._built()
         other._pace = Pace(self._method.share, self._elapsed_s)
-        other._pace.spent(math.inf)  # during its trial it takes in only what it must
+        other._pace.spent(math.inf)  # the longest rest: during its trial it takes in only what it must
         other._hurried = False
         return other
 

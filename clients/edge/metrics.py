@@ -29,7 +29,7 @@ def exposition(status: Status) -> str:
         *_metric("rejected_total", "counter", "Updates refused as corrupt, foreign or unsigned.", counters.rejected),
         *_metric("spool_samples", "gauge", "Samples that wait to be uploaded.", status.waiting),
         *_metric("spool_bytes", "gauge", "Bytes of the samples that wait.", status.waiting_bytes),
-        *_metric("healthy", "gauge", "1 when the server can be reached and wants this edge.", int(not status.problem)),
+        *_metric("healthy", "gauge", "1 when the edge's status names no problem.", int(not status.problem)),
     ]
     seconds = {QUANTILES[name]: value / 1000 for name, value in status.latency_ms.items()}
     lines += _labelled("step_seconds", "gauge", "Time of a step, of the last ones.", "quantile", seconds)

@@ -100,5 +100,5 @@ def _budget(kept: Any, options: Options) -> TokenBucket:
 
 
 def _burst_bytes(bytes_per_hour: float) -> float:
-    """Return what may go at once: ten minutes' worth, but a few samples, unless those are more than an hour's."""
+    """Return what may go at once: ten minutes' worth or, if that is more, a few samples; never more than an hour's."""
     return max(bytes_per_hour / 6, min(bytes_per_hour, _FEW_SAMPLES_BYTES))

@@ -217,6 +217,8 @@ def _frames(container: Any, every: int, clock: Callable[[], float]) -> Iterator[
                 return
             except av.FFmpegError as error:
                 yield Frame(str(number), None, clock(), f"cannot decode: {error}")
+                if not isinstance(error, av.InvalidDataError):  # it is not the frame that is broken, but the source
+                    return
                 failures += 1
                 decoded = container.decode(stream)  # from the next packet: what has raised gives nothing more
                 continue

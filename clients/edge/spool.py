@@ -130,9 +130,13 @@ class Spool:
 
     def _begin(self, database: sqlite3.Connection) -> None:
         self._database = database
-        self._count, self._bytes = self._measure()
-        with self._lock:
-            self._make_room()
+        try:
+            self._count, self._bytes = self._measure()
+            with self._lock:
+                self._make_room()
+        except sqlite3.Error:
+            database.close()
+            raise
 
     def _insert(self, row: tuple[str, float, float, int, bytes], size: int) -> None:
         if size > self.max_bytes:

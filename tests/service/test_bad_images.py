@@ -40,6 +40,16 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
+def odd_metadata() -> bytes:
+    """A JPEG in whose EXIF data the resolution is a text; Pillow reckons with it."""
+    exif = Image.Exif()
+    exif[282] = 72.0
+    number, text = (struct.pack(">HHI", 282, kind, 1) for kind in (5, 2))
+    whole = photo("JPEG", exif=exif)
+    assert whole.count(number) == 1
+    return whole.replace(number, text)
+
+
 def bomb() -> bytes:
     """A whole PNG of 144 million pixels in a few kilobytes."""
     file = io.BytesIO()
@@ -69,6 +79,7 @@ IMAGES = [
     Case("no image in JSON", PREDICT, 422, ("body.images",), {"json": {"images": []}}),
     Case("no image in an array", PREDICT, 422, ("images", "at least one"), array(npy(tensors(0)))),
     Case("a file of no bytes", PREDICT, 422, ("images.1", "empty"), files(JPEG, b"")),
+    Case("odd metadata", PREDICT, 422, ("images.1", "broken"), files(JPEG, odd_metadata())),
     *(
         Case(f"{name} cut at {part}", PREDICT, 422, ("images.1",), files(PNG, content[: int(len(content) * part)]))
         for name, content in {"JPEG": JPEG, "PNG": PNG, "WebP": WEBP}.items()

@@ -39,6 +39,16 @@ def test_a_start_without_network_is_adapted(start, server, publisher):
     until(lambda: again.status().version == "a.2", 70)
 
 
+def test_an_edge_that_starts_adapted_goes_on_adapting_at_once(start, publisher):
+    client = start(options={"local": EMA()})
+    publisher.publish(1)
+    until(lambda: client.status().version == "a.1")
+    client.close()
+    again = start(options={"local": EMA()})
+    assert again._in_use.version == "a.1"
+    assert again._in_use.network._pace.due  # no trial's rest is left
+
+
 @pytest.mark.parametrize("damage", [b"", b"rubbish", b"hmac-sha256=00\nrubbish"])
 def test_a_damaged_update_in_the_folder_is_passed_over(start, publisher, tmp_path, damage):
     client = start()
