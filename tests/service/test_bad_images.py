@@ -41,9 +41,9 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def odd_metadata() -> bytes:
-    """A JPEG in whose EXIF data the resolution is a text; Pillow reckons with it."""
+    """A JPEG in whose EXIF data the resolution is a text."""
     exif = Image.Exif()
-    exif[282] = 72.0
+    exif[274], exif[282] = 6, 72.0  # It is turned upright, and its EXIF data are written anew.
     number, text = (struct.pack(">HHI", 282, kind, 1) for kind in (5, 2))
     whole = photo("JPEG", exif=exif)
     assert whole.count(number) == 1
