@@ -17,7 +17,7 @@ from typing import Annotated
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
@@ -205,7 +205,7 @@ def opened(data: bytes, where: str) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise TooLarge(f"{where}: {error}") from None
-    except (UnidentifiedImageError, *_BROKEN):
+    except _BROKEN:
         known = ", ".join(FORMATS)
         raise invalid(where, f"not a {known} file, or broken (begins with {data[:8]!r})") from None
 

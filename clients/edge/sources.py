@@ -253,7 +253,7 @@ def reopened(
         except SourceError as error:
             logger.warning("%s", error)
             frames = iter(())
-        except Exception:
+        except Exception:  # of a driver, likewise
             logger.exception("the camera cannot be opened")
             frames = iter(())
 
