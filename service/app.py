@@ -1,13 +1,14 @@
 """The application: models, store and routes put together."""
 
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 from PIL import Image
 
 from normstream.service.admission import Admission
@@ -58,6 +59,9 @@ def create_app(settings: Settings) -> FastAPI:
     answer_with_problems(app)
     for module in (models, packages, streams, predict, labels, snapshots, events, edges, health):
         app.include_router(module.router)
+    # FastAPI builds routes when they are first asked for: not in a client's request, and not in several threads
+    # at once, where pydantic's warnings, which it mutes meanwhile for the whole process, can come through.
+    deque(iter_route_contexts(app.routes), maxlen=0)
     return app
 
 
