@@ -218,7 +218,9 @@ class Process:
         return psutil.Process(self.pid).children(recursive=True)
 
     def redis(self) -> psutil.Process:
-        (server,) = (each for each in self.family() if each.name() != "sh")
+        """Its Redis, not the copy of itself that may be writing the file at the moment."""
+        servers = {each.pid: each for each in self.family() if each.name() != "sh"}
+        (server,) = (each for each in servers.values() if each.ppid() not in servers)
         return server
 
     def signal(self, number: signal.Signals) -> None:

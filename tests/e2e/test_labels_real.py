@@ -25,7 +25,7 @@ from normstream.service.storage.keyspace import Keyspace
 
 KEYS = Keyspace("normstream")
 BATCH, LESSONS = 12, 4
-KILLS = 4
+KILLS = 2
 RECIPE = {
     "norm": {"name": "ema"},
     "learn": {

@@ -354,14 +354,14 @@ def test_a_server_that_is_killed_loses_no_sample_and_learns_from_none_twice(tmp_
             try:
                 with server.ready(100).api(timeout=60) as api:
                     edge = EdgeApi(api, edge_id, recipe=taught(batch=1))
-                    names = [f"{life}-{number}" for number in range(40)]
-                    assert edge.upload(crops(*names)).json()["accepted"] == 40
-                    until(lambda before=40 * life: counts()[0] > before, 60)
+                    names = [f"{life}-{number}" for number in range(15)]
+                    assert edge.upload(crops(*names)).json()["accepted"] == 15
+                    until(lambda before=15 * life: counts()[0] > before, 60)
                     time.sleep(random.random() / 5)
                     server.signal(signal.SIGKILL)
                 server.wait()
                 used, received, _ = counts()
-                assert received == 40 * (life + 1)
+                assert received == 15 * (life + 1)
                 assert used >= 1
             finally:
                 server.kill()
@@ -369,7 +369,7 @@ def test_a_server_that_is_killed_loses_no_sample_and_learns_from_none_twice(tmp_
         server = Process(tmp_path / "last.log", *options, redis_url=redis_url, data=tmp_path / "data")
         try:
             server.ready(100)
-            until(lambda: counts() == (80, 80, 0), 100)
+            until(lambda: counts() == (30, 30, 0), 100)
             assert KEY not in server.said
         finally:
             server.kill()
