@@ -8,8 +8,11 @@ from typing import Any
 
 import httpx
 import numpy as np
+import torch
 from PIL import Image
 from servers import Api
+
+from normstream.adaptation import decode
 
 REPLAY = {"keep": "images", "encoding": "png", "capacity": 12, "batch": 4}
 IMAGES = {"batch": 4, "replay": REPLAY, "unlabelled": "images"}
@@ -83,3 +86,14 @@ def show(api: Api, stream: str) -> dict[str, Any]:
 
 def base64_of(file: bytes) -> str:
     return base64.b64encode(file).decode()
+
+
+def learnt(api: Api, stream: str) -> dict[str, torch.Tensor]:
+    """The tensors of what a stream has learnt."""
+    found = decode(api.state(stream)).learnt
+    assert found is not None
+    return found.tensors
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
