@@ -1,6 +1,7 @@
 """The benchmark of continual learning, on a few images of a few classes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from safetensors.torch import load_file
 from normstream.adaptation.bench import continual
 from normstream.adaptation.bench.continual import Entrant, Setting, measure, split
 from normstream.adaptation.bench.continual_report import average_accuracy, forgetting, gather, markdown
-from normstream.adaptation.bench.datasets import Dataset
+from normstream.adaptation.bench.datasets import CifarFile, Dataset
 from normstream.adaptation.bench.errors import BenchError
+from normstream.adaptation.continual import Learner
 
 TINY = Setting(batch=6)
 ENTRANTS = (Entrant("er_ace", "bn", together=False), Entrant("derpp", "adab2n"))
@@ -54,6 +56,23 @@ def test_from_images_to_tables_and_on_after_an_interruption(tmp_path):
     assert {run["entrant"]["norm"] for run in results["runs"]} == {"bn", "adab2n"}
     assert "er_ace bn apart" in (out / "results.md").read_text()
     assert (out / "results.png").stat().st_size > 1000
+
+
+def test_offline_every_image_comes_once_in_each_epoch_in_an_order_of_its_own(tmp_path):
+    data = CifarFile(folder_of(tmp_path / "data", classes=2) / "train.npz").load(continual.host(TINY, 0), None)
+    learner = Learner(continual.host(TINY, 0), ENTRANTS[0].recipe(8, 6, 0.03, 0))
+    seen = []
+
+    class Watched:
+        def learn(self, state, pixels, names):
+            seen.extend(image.tobytes() for image in pixels)
+            return learner.learn(state, pixels, names)
+
+    state, discarded = continual.learn(Watched(), learner.initial(), data, replace(TINY, epochs=2), (0, 0))
+    first, second = seen[:12], seen[12:]
+    assert sorted(first) == sorted(second) == sorted(image.tobytes() for image in data.pixels)
+    assert first != second
+    assert (int(state["steps"]), discarded) == (4, 0)
 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path):
