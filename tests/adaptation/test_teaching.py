@@ -1,6 +1,5 @@
 """Streams that learn from uploaded samples: what holds for every lesson."""
 
-import io
 import math
 from dataclasses import replace
 
@@ -8,18 +7,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_net import SIZE, SmallNet, host_small, host_tokens, images, randomised
+from small_net import SmallNet, host_small, host_tokens, images, randomised
+from teachers import NOW, STUDENTS, TEACHERS, compressed, every_recipe, host_teacher, of, same, samples, taught
 
 from normstream.adaptation import (
     PRESETS,
     ForeignStateError,
-    HostedModel,
     HostingError,
-    Preprocessing,
     Recipe,
     Request,
     Sample,
-    SampleError,
     StateError,
     StreamState,
     admit,
@@ -30,79 +27,8 @@ from normstream.adaptation import (
     step,
     teach,
 )
-from normstream.adaptation import replay as buffers
 from normstream.adaptation.recipe import NORM_MEMBERS, TAUGHT_MEMBERS
-from normstream.adaptation.replay import Kept
-from normstream.adaptation.samples import decoded
 from normstream.adaptation.teaching import diversity
-
-NOW = 1_800_000_000.0
-SMALL = {"teacher": "teacher", "batch": 4, "replay": 6, "lr": 0.05, "teacher_lr": 0.05, "replay_bytes": 8 * 1024}
-
-
-def host_teacher(seed=3, classes=5, name="teacher", side=20):
-    torch.manual_seed(seed)
-    return HostedModel(randomised(SmallNet(classes), seed), name, Preprocessing(input_size=(3, side, side)))
-
-
-def named(hosted, name):
-    hosted.name = name
-    return hosted
-
-
-STUDENTS = {"small": host_small(), "tokens": host_tokens()}
-TEACHERS = {"small": host_teacher(), "tokens": named(host_tokens(seed=5), "teacher")}
-
-
-def of(norm="tbr", **changes) -> Recipe:
-    return Recipe.parse({"norm": {"name": norm}, "update": {"name": "cema"} | SMALL | changes})
-
-
-RECIPES = {
-    "small-tbr": ("small", "small", of()),
-    "small-ema": ("small", "small", of("ema", teacher_norm="tbr")),
-    "small-alpha_bn": ("small", "small", of("alpha_bn", teacher_norm="published")),
-    "small-unmix_tns": ("small", "small", of("unmix_tns", teacher_norm="alpha_bn")),
-    "small-iabn": ("small", "small", of("iabn", teacher_norm="unmix_tns")),
-    "small-source-momentless": ("small", "small", of("source", momentum=0.0, replay=0)),
-    "tokens-source": ("tokens", "tokens", of("source", teacher_norm="source")),
-    "tokens-ln_align": ("tokens", "tokens", of("ln_align", teacher_norm="source")),
-    "small of tokens": ("small", "tokens", of("tbr", teacher_norm="source")),
-}
-every_recipe = pytest.mark.parametrize(
-    ("student", "teacher", "recipe"),
-    [(STUDENTS[student], TEACHERS[teacher], recipe) for student, teacher, recipe in RECIPES.values()],
-    ids=RECIPES.keys(),
-)
-
-
-def picture(seed=0, side=16, kind="PNG") -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
-    return compressed(Image.fromarray(pixels), kind)
-
-
-def compressed(image: Image.Image, kind="PNG") -> bytes:
-    data = io.BytesIO()
-    image.save(data, kind)
-    return data.getvalue()
-
-
-def samples(count, first=0, taken_at=NOW) -> list[Sample]:
-    return [Sample(f"s{first + n}", picture(first + n), taken_at + n) for n in range(count)]
-
-
-def taught(student, teacher, recipe, sizes) -> tuple[StreamState, list]:
-    state, reports = initial_state(student, recipe, teacher), []
-    for turn, size in enumerate(sizes):
-        outcome = teach(student, teacher, state, samples(size, first=10 * turn, taken_at=NOW + turn), NOW + turn)
-        state = outcome.state
-        reports.append(outcome.report)
-    return state, reports
-
-
-def same(one: StreamState, other: StreamState) -> bool:
-    assert one.tensors.keys() == other.tensors.keys()
-    return one.step == other.step and all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
 
 
 def test_every_taught_member_is_tried_here():
@@ -344,137 +270,6 @@ def test_diversity_is_the_entropy_of_the_mean_answer():
     assert diversity(torch.zeros(3, 5)) == pytest.approx(1)
     assert diversity(torch.eye(5)[:4] * 50) == pytest.approx(math.log(4) / math.log(5))
     assert diversity((torch.eye(5)[:1] * 50).repeat(4, 1)) == pytest.approx(0, abs=1e-6)
-
-
-# Samples.
-
-
-@pytest.mark.parametrize(
-    ("kind", "mode"),
-    [
-        *(("PNG", mode) for mode in ("RGB", "L", "RGBA", "P", "I;16")),
-        *(("JPEG", mode) for mode in ("RGB", "L", "CMYK")),
-        *(("WEBP", mode) for mode in ("RGB", "RGBA")),
-    ],
-)
-def test_formats_and_modes(kind, mode):
-    image = Image.open(io.BytesIO(picture())).convert(mode)
-    found = decoded(Sample("s", compressed(image, kind), NOW), Preprocessing(input_size=SIZE))
-    assert found.mode == "RGB"
-    assert found.size == (16, 16)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"\xff\xd8\xff", picture()[:-200], picture(kind="JPEG")[:200], b"GIF89a" + bytes(50), picture(side=33)],
-    ids=["empty", "only a head", "cut png", "cut jpeg", "gif", "too large"],
-)
-def test_a_damaged_sample_is_named_before_anything_is_learnt(small, data):
-    teacher = TEACHERS["small"]
-    state = initial_state(small, of(), teacher)
-    before = {name: value.clone() for name, value in state.tensors.items()}
-    batch = [*samples(2), Sample("the bad one", data, NOW)]
-    with pytest.raises(SampleError, match="the bad one"):
-        teach(small, teacher, state, batch, NOW)
-    assert all(torch.equal(state.tensors[name], value) for name, value in before.items())
-
-
-@pytest.mark.parametrize("taken_at", [math.nan, math.inf])
-def test_a_sample_has_a_time(small, taken_at):
-    teacher = TEACHERS["small"]
-    with pytest.raises(SampleError, match="taken_at"):
-        teach(small, teacher, initial_state(small, of(), teacher), [Sample("s", picture(), taken_at)], NOW)
-
-
-@pytest.mark.parametrize("count", [0, 5])
-def test_a_lesson_is_of_at_most_a_batch(small, count):
-    teacher = TEACHERS["small"]
-    with pytest.raises(ValueError, match=f"1 to 4 samples, and there are {count}"):
-        teach(small, teacher, initial_state(small, of(), teacher), samples(count), NOW)
-
-
-def test_a_crop_is_resized_to_each_network_and_no_more():
-    image = Image.open(io.BytesIO(picture(side=20)))
-    same, smaller = Preprocessing(input_size=(3, 20, 20), crop_pct=0.5), Preprocessing(input_size=SIZE, crop_pct=0.5)
-    pixels = torch.from_numpy(np.asarray(image).astype(np.float32) / 255).permute(2, 0, 1)
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (same.mean, same.std))
-    torch.testing.assert_close(same.of_crop(image), (pixels - mean) / std)
-    whole = Preprocessing(input_size=SIZE, crop_pct=1.0)
-    torch.testing.assert_close(smaller.of_crop(image), whole(image))
-
-
-# The replay buffer.
-
-
-def kept(*sizes, first=0.0):
-    return [Kept(bytes([n + 1]) * size, first + n) for n, size in enumerate(sizes)]
-
-
-def test_a_buffer_gives_back_what_was_put_in():
-    empty = buffers.initial(8192, torch.device("cpu"))
-    assert buffers.unpacked(empty) == []
-    content = kept(2000, 1, 3000)
-    tensors = buffers.packed(content, empty)
-    assert buffers.unpacked(tensors) == content
-    assert buffers.damage(tensors) is None
-    assert {name: (value.shape, value.dtype) for name, value in tensors.items()} == {
-        name: (value.shape, value.dtype) for name, value in empty.items()
-    }
-
-
-def test_a_buffer_of_no_bytes_keeps_nothing(small):
-    teacher, recipe = TEACHERS["small"], of(replay_bytes=0)
-    state, reports = taught(small, teacher, recipe, [4, 4])
-    assert reports[-1].replay_images == reports[-1].replayed == 0
-    assert same(admit(decode(encode(state)), small, recipe, teacher), state)
-
-
-def test_the_oldest_goes_first_and_bytes_are_bounded():
-    content = kept(3000, 3000, 3000)
-    assert buffers.bounded(content[::-1], 6500, 0.0) == content[1:]
-    assert buffers.bounded(content, 100_000, 1.0) == content[1:]
-    assert buffers.bounded(kept(9000), 8192, 0.0) == []
-    many = buffers.bounded(kept(*[1] * 20), 8192, 0.0)
-    assert len(many) == 8  # as many as there are slots
-    assert buffers.unpacked(buffers.packed(many, buffers.initial(8192, torch.device("cpu")))) == many
-
-
-def test_samples_leave_with_age(small):
-    teacher, recipe = TEACHERS["small"], of(replay_age_s=100)
-    state = teach(small, teacher, initial_state(small, recipe, teacher), samples(4), NOW).state
-    young = teach(small, teacher, state, samples(1, first=10, taken_at=NOW + 50), NOW + 50)
-    assert (young.report.replayed, young.report.replay_images) == (2, 5)
-    old = teach(small, teacher, young.state, samples(1, first=20, taken_at=NOW + 101), NOW + 101)
-    assert (old.report.replayed, old.report.replay_images) == (1, 2)
-    late = teach(small, teacher, young.state, samples(1, first=20), NOW + 1000)
-    assert (late.report.used, late.report.replayed, late.report.replay_images) == (1, 0, 0)
-
-
-def test_a_sample_from_the_future_ages_from_now(small):
-    teacher, recipe = TEACHERS["small"], of(replay_age_s=100)
-    state = initial_state(small, recipe, teacher)
-    state = teach(small, teacher, state, samples(2, taken_at=NOW + 1e9), NOW).state
-    assert teach(small, teacher, state, samples(1, taken_at=NOW + 101), NOW + 101).report.replay_images == 1
-
-
-def test_what_is_replayed_is_drawn_by_the_step():
-    content = kept(*[10] * 50)
-    assert buffers.drawn(content, 8, seed=1) == buffers.drawn(content, 8, seed=1)
-    assert buffers.drawn(content, 8, seed=1) != buffers.drawn(content, 8, seed=2)
-    assert len(set(buffers.drawn(content, 50, seed=3))) == 50
-    assert buffers.drawn([], 8, seed=0) == []
-
-
-def test_a_kept_image_that_was_tampered_with_is_passed_over(small):
-    teacher = TEACHERS["small"]
-    state, _ = taught(small, teacher, of(), [4])
-    scrambled = state.tensors | {"update.replay.images": 255 - state.tensors["update.replay.images"]}
-    outcome = teach(small, teacher, replace(state, tensors=scrambled), samples(4, first=9), NOW)
-    assert outcome.report.replayed == 0
-    assert not outcome.report.discarded
-
-
-# What does not fit.
 
 
 def test_a_taught_recipe_needs_its_teacher(small):
