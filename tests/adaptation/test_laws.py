@@ -69,6 +69,15 @@ every_recipe = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def several_threads():
+    """How work is cut up among threads must not show."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 def test_the_members_are_those_we_know():
     assert {slot: sorted(members) for slot, members in SLOTS.items()} == {
         "norm": ["alpha_bn", "bn1", "ema", "iabn", "ln_align", "n_prior", "source", "tbr", "unmix_tns"],
