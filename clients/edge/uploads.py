@@ -27,8 +27,8 @@ class Uploader:
 
     A batch is sent when it is full or when its oldest sample has waited for `linger_s`; a report alone when nothing
     was sent for `report_every_s`. Of a batch that the server will not have, each sample is tried alone, so that a bad
-    one does not cost its neighbours; and one that is refused alone once more without the report, which may be what is
-    at fault. If it is, nothing is said of the edge for ten minutes.
+    one does not cost its neighbours; and what is refused then, or was a report alone, once more without the report,
+    which may be what is at fault. If it is, nothing is said of the edge for ten minutes.
 
     Attributes:
         membership: Makes the calls.
@@ -64,7 +64,7 @@ class Uploader:
         lacking_s = self._lacking_s()
         if lacking_s > 0 and now < self._report_due:
             return min(lacking_s, self._report_due - now)
-        pause_s = self._send(self._batch() if lacking_s <= 0 else ())
+        pause_s = self._tried(self._batch() if lacking_s <= 0 else ())
         self._not_before = self.clock.elapsed_s() + pause_s
         return pause_s
 
@@ -79,42 +79,55 @@ class Uploader:
     def _batch(self) -> Sequence[Waiting]:
         return self.spool.best(1 if self._suspects else self.batch, BATCH_BYTES, self.clock.unix_s())
 
-    def _send(self, samples: Sequence[Waiting], *, silently: bool = False) -> float:
-        silently = silently or self.clock.elapsed_s() < self._silent_until
-        taken_at = {sample.id: sample.taken_at for sample in samples}
-        report = {**({} if silently else self.report()), "taken_at": taken_at}
+    def _tried(self, samples: Sequence[Waiting]) -> float:
+        """Try to send samples; return how long to wait after it."""
         try:
-            self.membership.call(lambda identity: self.membership.link.upload(identity, samples, report))
+            return self._send(samples)
         except Unwelcome:
             return math.inf
-        except Unwanted as error:
-            return self._refused(samples, error, silently=silently)
         except LinkError as error:
             return self.backoff.pause_s(error.retry_after_s if isinstance(error, Unreachable) else 0.0)
-        self.counters.uploaded += len(samples)
-        self._settle(samples)
+
+    def _send(self, samples: Sequence[Waiting]) -> float:
+        reports = self.clock.elapsed_s() >= self._silent_until
+        try:
+            self._upload(samples, self.report() if reports else {})
+        except Unwanted as error:
+            return self._refused(samples, error, reported=reports)
         return 0.0
 
-    def _refused(self, samples: Sequence[Waiting], error: Unwanted, *, silently: bool) -> float:
+    def _upload(self, samples: Sequence[Waiting], report: Mapping[str, Any]) -> None:
+        """Send samples, and forget them.
+
+        Raises:
+            LinkError: The server did not take them; they still wait.
+        """
+        told = {**report, "taken_at": {sample.id: sample.taken_at for sample in samples}}
+        self.membership.call(lambda identity: self.membership.link.upload(identity, samples, told))
+        self.counters.uploaded += len(samples)
+        self._settle(samples)
+
+    def _refused(self, samples: Sequence[Waiting], error: Unwanted, *, reported: bool) -> float:
         if len(samples) > 1:
             self._suspects = len(samples)
             return 0.0
-        if samples and not silently:
-            return self._doubted(samples, error)
-        self.counters.unwanted += len(samples)
-        self._settle(samples)
-        return self.backoff.pause_s()  # nothing that is refused is sent in a hurry
-
-    def _doubted(self, samples: Sequence[Waiting], error: Unwanted) -> float:
-        """Send a sample that was refused without the report: if it passes, that was at fault and not the sample."""
-        uploaded = self.counters.uploaded
-        pause_s = self._send(samples, silently=True)
-        if self.counters.uploaded > uploaded:
+        if reported and self._pass_without_report(samples):
             logger.warning("the server will not have this edge's report, which is left out for a while: %s", error)
             self._silent_until = self.clock.elapsed_s() + _SILENT_S
             self._suspects = 0
             self.backoff.succeed()
-        return pause_s
+            return 0.0
+        self.counters.unwanted += len(samples)
+        self._settle(samples)
+        return self.backoff.pause_s()  # nothing that is refused is sent in a hurry
+
+    def _pass_without_report(self, samples: Sequence[Waiting]) -> bool:
+        """Return whether the server takes what it refused if the report is left out, which then was at fault."""
+        try:
+            self._upload(samples, {})
+        except Unwanted:
+            return False
+        return True
 
     def _settle(self, samples: Sequence[Waiting]) -> None:
         self.spool.remove(sample.id for sample in samples)

@@ -225,6 +225,20 @@ def test_a_bad_report_costs_no_sample(server, spool, uploader, hands, caplog):
     assert server.reports[-1]["seen"] == 5
 
 
+def test_a_bad_report_that_travels_alone_is_left_out_too(server, uploader, hands, caplog):
+    uploader.report = lambda: {"seen": -5}
+    while hands.now < 590:
+        hands.now += max(uploader.turn(), 0.1)
+    assert caplog.text.count("will not have this edge's report") == 1
+    assert server.reports == [{"taken_at": {}}] * 10  # once a minute the server hears that the edge lives
+    assert len([call for call in server.calls if call.endswith("/samples")]) == 11
+    assert uploader.counters.unwanted == 0
+    uploader.report = lambda: {"seen": 5}
+    while hands.now < 700:
+        hands.now += max(uploader.turn(), 0.1)
+    assert server.reports[-1]["seen"] == 5
+
+
 @pytest.mark.parametrize("status", [401, 403, 410])
 def test_an_edge_that_is_refused_says_so_and_tries_no_more(server, spool, uploader, caplog, status):
     put(spool, *"abcd")
