@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from normstream.clients.edge.answers import LARGEST_JSON_BYTES, read
+from normstream.clients.edge.answers import LARGEST_JSON_BYTES, UNPACKED, read
 from normstream.clients.edge.folder import Identity
 from normstream.clients.edge.spool import Waiting
 from normstream.clients.errors import NormstreamError, api_error
@@ -89,7 +89,7 @@ class Link:
         self.closing = False
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self._http = httpx.Client(base_url=server, timeout=timeout_s, transport=transport)
+        self._http = httpx.Client(base_url=server, headers=UNPACKED, timeout=timeout_s, transport=transport)
 
     @property
     def http(self) -> httpx.Client:

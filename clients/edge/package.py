@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from normstream.clients.edge.answers import LARGEST_JSON_BYTES, read
+from normstream.clients.edge.answers import LARGEST_JSON_BYTES, UNPACKED, read
 from normstream.clients.edge.errors import BadPackage
 from normstream.clients.edge.preprocessing import Preprocessing
 from normstream.clients.errors import ConnectionFailed, UnexpectedAnswer, api_error
@@ -242,7 +242,7 @@ def _intact(path: Path, file: File) -> bool:
 
 def _get(http: httpx.Client, path: str) -> bytes:
     try:
-        with http.stream("GET", path) as streamed:
+        with http.stream("GET", path, headers=UNPACKED) as streamed:
             response = read(streamed, _MAX_MANIFEST_BYTES)
     except httpx.RequestError as error:
         raise ConnectionFailed(f"{http.base_url}{path}: {error or type(error).__name__}") from error
@@ -269,8 +269,7 @@ def _fetch_rest(http: httpx.Client, url: str, part: Path, file: File) -> None:
     had = part.stat().st_size if part.exists() else 0
     if had >= file.bytes:
         return
-    # Unpacked bytes cannot be resumed: no encoding.
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={had}-"} if had else {})
+    headers = UNPACKED | ({"Range": f"bytes={had}-"} if had else {})  # unpacked bytes could not be resumed
     try:
         with http.stream("GET", url, headers=headers) as response:
             if response.status_code not in {200, 206}:

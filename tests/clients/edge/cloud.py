@@ -57,6 +57,7 @@ class Cloud:
     reports: list[dict[str, Any]] = field(default_factory=list)
     batches: list[list[str]] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
+    encodings: list[str] = field(default_factory=list)  # that are accepted
     asked: list[dict[str, str]] = field(default_factory=list)
     away: bool = False
     unknown: bool = False
@@ -73,6 +74,7 @@ class Cloud:
 
     def answer(self, method: str, path: str, query: dict[str, str], headers: Any, body: bytes) -> Answer:
         self.calls.append(f"{method} {path}")
+        self.encodings.append(headers["Accept-Encoding"])
         if (method, path) == ("POST", "/v1/edges"):
             return self.register(json.loads(body))
         if method == "GET" and path.startswith("/v1/models/"):

@@ -2,6 +2,7 @@
 
 import gzip
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from surroundings import until
 
 from normstream.clients.edge.folder import Identity
 from normstream.clients.edge.link import Link, Unreachable
@@ -87,16 +89,26 @@ def test_an_answer_is_not_read_for_longer_than_it_may_be(
         assert sum(sent) < (most_mebibytes + 16) * MEBIBYTE  # what lies in the sockets' buffers
 
 
-def test_what_unpacks_to_more_than_it_may_be_is_left():
-    packed = gzip.compress(bytes(LENGTH))
-    with (
-        verbose(chunks=[packed], **{"Content-Encoding": "gzip"}) as (link, _),
-        pytest.raises(Unreachable, match="answered with more than"),
-    ):
-        link.register(IDENTITY)
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize(
+    "call",
+    [lambda link, _: link.register(IDENTITY), lambda link, cache: Package.fetch(link.http, "tiny", cache)],
+    ids=["link", "package"],
+)
+def test_what_came_packed_is_not_unpacked(tmp_path, call: Callable[[Link, Path], Any], status):
+    packed = gzip.compress(bytes(16 * MEBIBYTE))
+    with verbose(status, chunks=[packed], **{"Content-Encoding": "gzip"}) as (link, _):
+        tracemalloc.start()
+        try:
+            with pytest.raises((Unreachable, ConnectionFailed), match="'gzip' content, which was not asked for"):
+                call(link, tmp_path)
+            _, most_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert most_bytes < 4 * MEBIBYTE
 
 
-def test_a_packed_answer_is_read(tmp_path):
-    packed = gzip.compress(b'{"model": "tiny"}')
-    with verbose(201, chunks=[packed], **{"Content-Encoding": "gzip"}) as (link, _):
-        assert link.register(IDENTITY) == ("tiny", False)
+def test_no_answer_is_to_come_packed(server, start):
+    start().drain(5)
+    until(lambda: server.reports)
+    assert set(server.encodings) == {"identity"}
