@@ -103,9 +103,9 @@ class Status:
 
     @property
     def share_uploaded(self) -> float:
-        """What part of the images was chosen to be uploaded."""
-        seen = self.counters.seen
-        return 1.0 - sum(self.counters.excluded.values()) / seen if seen else 0.0
+        """What part of the images was uploaded."""
+        counters = self.counters  # after a kill those of the last seconds are lost, and what waited is uploaded
+        return min(1.0, counters.uploaded / counters.seen) if counters.seen else 0.0
 
     def plain(self) -> dict[str, Any]:
         """Return it as JSON has it."""

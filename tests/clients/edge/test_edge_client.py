@@ -70,6 +70,7 @@ def test_samples_are_uploaded_as_crops_of_the_models_input(server, start, packag
     assert report["seen"] == 5
     assert set(report["excluded"]) == {"unreliable", "uninformative", "redundant", "budget", "spool"}
     assert client.status().counters.uploaded == 5
+    assert client.status().share_uploaded == 1
     assert client.status().waiting == 0
 
 
@@ -89,6 +90,7 @@ def test_without_a_teacher_nothing_is_uploaded(server, start):
     assert edge.drain(5)
     assert until(lambda: server.reports)
     assert not server.samples
+    assert edge.status().plain()["share_uploaded"] == 0
     edge.close()
     assert start(recipe="ema").step(photo())[0].sample is None  # It remembers.
 
