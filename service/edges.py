@@ -164,13 +164,13 @@ class Edges:
         Raises:
             Conflict: when the stream was taught with other weights than those that are hosted.
         """
+        known = {"acknowledged": since} if since is not None and re.fullmatch(TAG, since) else {}
+        await self._store.edges.note(edge.id, known | {"last_seen": time.time()})  # Whatever the answer will be.
         self._engine(edge)  # Of a model that is away there will be no news.
         stream = await self._newer(edge, since, wait_s)
-        heard: dict[str, Any] = {"last_seen": time.time()}
-        if since is not None and re.fullmatch(TAG, since):
-            heard["acknowledged"] = since
         if tag_of(stream) == since:
-            await self._store.edges.note(edge.id, heard | {"current_at": heard["last_seen"]})
+            now = time.time()
+            await self._store.edges.note(edge.id, {"last_seen": now, "current_at": now})
             return None
         engine = self._streams.models.of_stream(stream.id, stream.model, stream.fingerprint)
         package = await self._packages.of(engine)
@@ -182,7 +182,7 @@ class Edges:
             ),
             limiter=self._decoders,
         )
-        await self._store.edges.note(edge.id, heard, bytes_down=len(body))
+        await self._store.edges.note(edge.id, {"last_seen": time.time()}, bytes_down=len(body))
         return SignedUpdate(release.tag, body, updates.signature(edge.key, body))
 
     async def _newer(self, edge: EdgeRecord, since: str | None, wait_s: float) -> StreamSummary:

@@ -221,7 +221,9 @@ class EdgeClient:
             latency_ms={f"p{q}": round(float(np.percentile(latencies, q)), 3) for q in (50, 95) if len(latencies)},
             applied_ms=self._updater.applied_ms,
             last_contact_at=self._membership.last_contact_at,
-            problem=self._membership.problem or self._spool.problem or self._updater.problem,
+            problem=(
+                self._membership.problem or self._spool.problem or self._updater.withheld or self._updater.problem
+            ),
             at=self._clock.unix_s(),
         )
 

@@ -4,6 +4,7 @@ LinkError
 ├── Unreachable   no answer, or one that means "not now": try again later
 ├── Unknown       the server knows no such edge: register
 ├── Unwanted      the server will not have this request; others may pass
+├── Withheld      the server has no update that it could send, until somebody acts there
 └── Unwelcome     the server will not have this edge; no further attempt will help
 """
 # ruff: noqa: N818 - the names are those of what happened
@@ -52,6 +53,10 @@ class Unknown(LinkError):
 
 class Unwanted(LinkError):
     """The server refused what was sent."""
+
+
+class Withheld(LinkError):
+    """The server answers, and has no update that it could send: such as where it hosts other weights by now."""
 
 
 class Unwelcome(LinkError):
@@ -215,6 +220,8 @@ def _welcome(response: httpx.Response) -> httpx.Response:
             raise Unwelcome(problem)
         if response.status_code in _UNWANTED:
             raise Unwanted(problem)
+        if response.status_code == 409 and response.request.url.path.endswith("/affine"):
+            raise Withheld(problem)
         if response.status_code == 404:
             raise Unknown(problem)
     raise Unreachable(problem, retry_after_s(response))

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from normstream.clients.edge.clock import Clock
 from normstream.clients.edge.folder import Folder, Identity
-from normstream.clients.edge.link import Link, LinkError, Unknown, Unreachable, Unwanted, Unwelcome
+from normstream.clients.edge.link import Link, LinkError, Unknown, Unreachable, Unwanted, Unwelcome, Withheld
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ class Membership:
 
     Attributes:
         identity: Who the edge is.
-        problem: Why the last call did not succeed; None when it did.
+        problem: Why the last call was not answered; None when it was.
         halted: Whether the server refused the edge for good, so that no more calls are made.
         last_contact_at: When the server last answered, in unix seconds.
     """
@@ -41,7 +41,7 @@ class Membership:
         """Make a call.
 
         Raises:
-            LinkError: It did not succeed, and `problem` says why.
+            LinkError: It did not succeed; where that was no answer to this very call, `problem` says why.
         """
         if self.halted:
             raise Unwelcome(self.problem)
@@ -52,6 +52,9 @@ class Membership:
             self._known = False
             self._note(error)
             raise Unreachable(f"the server has forgotten this edge, which registers again: {error}") from error
+        except (Unwanted, Withheld):  # answers all the same, of which the caller is to make something
+            self._reached(None)
+            raise
         except LinkError as error:
             self._note(error)
             raise
@@ -95,7 +98,7 @@ class Membership:
         elif problem != self.problem:
             logger.warning("the server cannot be used now: %s", problem)
         self.problem = problem
-        if isinstance(error, Unwelcome | Unwanted | Unknown):
+        if isinstance(error, Unwelcome | Unknown):
             self._reached(problem)
 
     def _reached(self, problem: str | None) -> None:

@@ -24,7 +24,7 @@ from normstream.clients.edge.errors import (
     UpdateRefused,
 )
 from normstream.clients.edge.folder import Folder
-from normstream.clients.edge.link import LinkError, Offer, Unreachable, Unwanted, Unwelcome
+from normstream.clients.edge.link import LinkError, Offer, Unreachable, Unwanted, Unwelcome, Withheld
 from normstream.clients.edge.membership import Membership
 from normstream.clients.edge.package import Floats, Package, Parameters
 from normstream.clients.edge.prediction import Likelihoods
@@ -85,6 +85,7 @@ class Updater:
         tried: The newest version that was taken into use or rolled back.
         rolled_back: The version that was rolled back last, since the last good one; None when none was.
         problem: What was wrong with the last update; None when nothing was.
+        withheld: Why the server has no update that it could send; None where it has, or did not say so.
         applied_ms: How long the last update took, from its bytes to its use.
     """
 
@@ -104,6 +105,7 @@ class Updater:
     tried: str | None = None
     rolled_back: str | None = None
     problem: str | None = None
+    withheld: str | None = None
     applied_ms: float | None = None
 
     def turn(self) -> float:
@@ -113,10 +115,14 @@ class Updater:
         link = self.membership.link
         try:
             offer = self.membership.call(lambda identity: link.ask(identity, since, self.precision, self.wait_s))
+            self._note_withheld(None)
             if offer is not None:
                 self.take(offer)
         except Unwelcome:
             return math.inf
+        except Withheld as error:
+            self._note_withheld(str(error))
+            return self.backoff.pause_s()
         except (StaleBase, Unwanted) as error:  # ask for the whole
             self._refuse(error)
             self.held = None
@@ -167,6 +173,13 @@ class Updater:
         self.applied_ms = 1000 * (time.perf_counter() - began)
         logger.info("version %s in use after %.0f ms", update.tag, self.applied_ms)
         self._keep(update)
+
+    def _note_withheld(self, reason: str | None) -> None:
+        if reason and reason != self.withheld:
+            logger.warning("the server has no update for this edge until somebody acts there: %s", reason)
+        if self.withheld and not reason:
+            logger.warning("the server has updates for this edge again")
+        self.withheld = reason
 
     def _decoded(self, offer: Offer, package: Package) -> Update:
         identity = self.membership.identity

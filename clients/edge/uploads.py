@@ -117,6 +117,7 @@ class Uploader:
             self._suspects = 0
             self.backoff.succeed()
             return 0.0
+        logger.warning("the server will not have %s: %s", samples[0].id if samples else "this edge's reports", error)
         self.counters.unwanted += len(samples)
         self._settle(samples)
         return self.backoff.pause_s()  # nothing that is refused is sent in a hurry

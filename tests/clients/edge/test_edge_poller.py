@@ -99,6 +99,24 @@ def test_an_update_that_stays_bad_is_asked_for_less_and_less(server, updater, us
     assert used == []
 
 
+def test_what_the_server_cannot_send_is_said_when_it_begins_and_when_it_ends(server, updater, monkeypatch, caplog):
+    affine = Cloud.affine
+    monkeypatch.setattr(Cloud, "affine", lambda *_: problem(409, "the stream was made with other weights"))
+    membership = updater.membership
+    for pause_s in (1, 2, 4):
+        assert updater.turn() == pause_s
+        membership.call(lambda identity: membership.link.upload(identity, [], {"taken_at": {}}))  # which passes
+        assert membership.problem is None
+        assert "made with other weights" in updater.withheld
+    monkeypatch.setattr(Cloud, "affine", affine)
+    assert updater.turn() == 5
+    assert updater.withheld is None
+    begins, ends = [record.message for record in caplog.records]
+    assert begins.startswith("the server has no update for this edge")
+    assert "made with other weights" in begins
+    assert ends == "the server has updates for this edge again"
+
+
 @pytest.mark.parametrize(
     ("answer", "pause_s"),
     [

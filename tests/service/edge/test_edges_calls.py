@@ -57,6 +57,7 @@ def test_an_edge_whose_model_is_not_hosted_is_to_come_back(
         for answer in own_calls(api, edge.id, edge.headers):
             check_problem(answer, 503, "'tiny'")
             assert int(answer.headers["Retry-After"]) >= 1
+    assert edge.show()["last_seen"] is not None
 
 
 def test_the_store_may_be_away(serve: Callable[..., Live], tmp_path: Path) -> None:

@@ -67,6 +67,20 @@ def test_snapshots_of_a_taught_stream_need_its_teacher(
     assert api.post(f"/v1/streams/{edge.stream}/restore", json={"snapshot": sid}).status_code == 200
 
 
+def test_an_edge_that_is_sent_nothing_is_heard_of(
+    api: Api, edge: EdgeApi, serve: Callable[..., Live], tiny_models: tuple[ModelSpec, ModelSpec]
+) -> None:
+    other_weights = tiny_models[1].model_copy(update={"name": "tiny"})
+    assert edge.show()["last_seen"] is None
+    with Api(serve(models=(other_weights,)).url, timeout=SLOW_S) as retrained:
+        held = f"{edge.tag.partition('.')[0]}.0"
+        asked = retrained.get(f"/v1/edges/{edge.id}/affine", params={"since": held}, headers=edge.headers)
+        check_problem(asked, 409, "its weights or preprocessing differ")
+    shown = edge.show()
+    assert shown["last_seen"] is not None
+    assert (shown["acknowledged"], shown["versions_behind"]) == (held, 1)
+
+
 def test_the_stream_goes_with_its_last_edge(api: Api) -> None:
     group = new_id("fog")
     first, second = EdgeApi(api, group=group), EdgeApi(api, group=group)
