@@ -119,12 +119,13 @@ class EdgeClient:
 
     def _begin(self, package: Package, backoff: Callable[[], Backoff]) -> None:
         options = self.options
-        self._counters, self._selector, budget = Notes.read(self._folder, package.manifest.classes, options)
+        self._counters, self._selector, budget, uplink = Notes.read(self._folder, package.manifest.classes, options)
         self._link.bytes_up, self._link.bytes_down = self._counters.bytes_up, self._counters.bytes_down
         self._spool.dropped += self._counters.excluded[SPOOL]
         self._keeper = Keeper(self._spool, budget, self._counters, options.format, options.quality)
         self._uploader = Uploader(
-            self._membership, self._spool, self._counters, lambda: self.status().report(), self._clock, backoff(),
+            self._membership, self._spool, self._counters, lambda: self.status().report(),
+            self._clock, backoff(), uplink,
             batch=options.batch, linger_s=options.linger_s, report_every_s=options.report_every_s,
         )  # fmt: skip
         self._updater = Updater(
@@ -303,7 +304,7 @@ class EdgeClient:
 
     def _write(self, *, last: bool = False) -> None:
         status = self.status()
-        notes = Notes(status.counters, self._selector, self._keeper.budget)
+        notes = Notes(status.counters, self._selector, self._keeper.budget, self._uploader.uplink)
         self._diary.write(notes, status, self._in_use, last=last)
 
 

@@ -2,6 +2,7 @@
 
 LinkError
 ├── Unreachable   no answer, or one that means "not now": try again later
+│   └── Unconnected   not even a connection: nothing was sent
 ├── Unknown       the server knows no such edge: register
 ├── Unwanted      the server will not have this request; others may pass
 ├── Withheld      the server has no update that it could send, until somebody acts there
@@ -45,6 +46,10 @@ class Unreachable(LinkError):
     def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class Unconnected(Unreachable):
+    """There was nobody to send anything to."""
 
 
 class Unknown(LinkError):
@@ -170,6 +175,8 @@ class Link:
         try:
             with self._http.stream(method, path, extensions={"trace": self._trace}, **parts) as streamed:
                 response = read(streamed, most_bytes if streamed.status_code < 400 else LARGEST_JSON_BYTES)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise Unconnected(str(error) or type(error).__name__) from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             raise Unreachable(str(error) or type(error).__name__) from error
         finally:

@@ -6,15 +6,16 @@ import logging
 import math
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
-from normstream.clients.edge.budget import TokenBucket
+from normstream.clients.edge.budget import Allowance, TokenBucket
 from normstream.clients.edge.folder import Folder
 from normstream.clients.edge.in_use import InUse
 from normstream.clients.edge.options import Options
 from normstream.clients.edge.selection import Selector
 from normstream.clients.edge.status import FILE, Counters, Status
 
+Bucket = TypeVar("Bucket", bound=Allowance)
 logger = logging.getLogger(__name__)
 
 STATE = "state.json"
@@ -24,11 +25,12 @@ _STATISTICS_EVERY_S = 60.0  # they are a hundred kilobytes, which wear a flash d
 
 
 class Notes(NamedTuple):
-    """Counters, what the selection remembers, and what may be sent; what cannot be read begins anew."""
+    """Counters, what the selection remembers, and what may be kept and sent; what cannot be read begins anew."""
 
     counters: Counters
     selector: Selector
     budget: TokenBucket
+    uplink: Allowance
 
     @classmethod
     def read(cls, folder: Folder, classes: int, options: Options) -> Self:
@@ -37,7 +39,8 @@ class Notes(NamedTuple):
         return cls(
             Counters.of(kept.get("counters", {})),
             _selector(kept.get("selector"), classes),
-            _budget(kept.get("budget"), options),
+            _bucket(TokenBucket, kept.get("budget"), options),
+            _bucket(Allowance, kept.get("uplink"), options),
         )
 
     def write(self, folder: Folder) -> None:
@@ -90,13 +93,12 @@ def _selector(kept: Any, classes: int) -> Selector:
     return selector if len(selector.sent) in {0, classes} else Selector()
 
 
-def _budget(kept: Any, options: Options) -> TokenBucket:
+def _bucket(kind: type[Bucket], kept: Any, options: Options) -> Bucket:
     burst_bytes = _burst_bytes(options.bytes_per_hour) if options.burst_bytes is None else options.burst_bytes
-    empty = TokenBucket(options.bytes_per_hour, burst_bytes)
     try:
-        return TokenBucket(**{**asdict(empty), "level": kept["level"], "filled_at": kept["filled_at"]})
+        return kind(options.bytes_per_hour, burst_bytes, kept["level"], kept["filled_at"])
     except (TypeError, ValueError, KeyError):
-        return empty
+        return kind(options.bytes_per_hour, burst_bytes)
 
 
 def _burst_bytes(bytes_per_hour: float) -> float:

@@ -21,7 +21,7 @@ class Options:
         local: Adaptation to the edge's own images, without a server: `local.AlphaBN()` or `local.EMA()`; None is off.
             "auto" is `EMA()` where the model has batch norms.
         criteria: The bounds of what is worth uploading.
-        bytes_per_hour: How many bytes of samples may be uploaded; infinity is no bound.
+        bytes_per_hour: How many bytes of samples may be kept to be uploaded, and sent; infinity is no bound.
         burst_bytes: How many may be uploaded at once after a quiet time; None takes a sixth of an hour's, or 256 KiB
             where that is more, but no more than an hour's. A larger sample goes alone and is paid off afterwards.
         format: How samples are encoded, "jpeg" or "webp".

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from normstream.clients.edge.backoff import Backoff
+from normstream.clients.edge.budget import Allowance
 from normstream.clients.edge.clock import Clock
-from normstream.clients.edge.link import LinkError, Unreachable, Unwanted, Unwelcome
+from normstream.clients.edge.link import LinkError, Unconnected, Unreachable, Unwanted, Unwelcome
 from normstream.clients.edge.membership import Membership
 from normstream.clients.edge.spool import Spool, Waiting
 from normstream.clients.edge.status import Counters
@@ -30,6 +31,9 @@ class Uploader:
     one does not cost its neighbours; and what is refused then, or was a report alone, once more without the report,
     which may be what is at fault. If it is, nothing is said of the edge for ten minutes.
 
+    What waits was within the budget when it was put there. Of what has gathered in a time without a server, no more
+    goes in an hour than may all the same.
+
     Attributes:
         membership: Makes the calls.
         spool: Where the samples wait.
@@ -37,6 +41,7 @@ class Uploader:
         report: Returns what the edge tells about itself.
         clock: Tells the time.
         backoff: The pauses after failures.
+        uplink: What may be sent; samples that went and did not arrive count as well.
         batch: Samples in one call at most.
         linger_s: How long a sample may wait for others.
         report_every_s: How long the server may hear nothing of the edge.
@@ -48,6 +53,7 @@ class Uploader:
     report: Callable[[], Mapping[str, Any]]
     clock: Clock = field(default_factory=Clock)
     backoff: Backoff = field(default_factory=Backoff)
+    uplink: Allowance = field(default_factory=Allowance)
     batch: int = 16
     linger_s: float = 10.0
     report_every_s: float = 60.0
@@ -73,11 +79,17 @@ class Uploader:
         oldest = self.spool.oldest()
         if oldest is None:
             return math.inf
-        waited_s = abs(self.clock.unix_s() - oldest)  # a clock may have been set back
-        return 0.0 if len(self.spool) >= self.batch else self.linger_s - waited_s
+        now = self.clock.unix_s()
+        waited_s = abs(now - oldest)  # a clock may have been set back
+        if len(self.spool) < self.batch and waited_s < self.linger_s:
+            return self.linger_s - waited_s
+        first = self.spool.best(1, 0, now)
+        return self.uplink.lacking_s(len(first[0].image), now) if first else math.inf
 
     def _batch(self) -> Sequence[Waiting]:
-        return self.spool.best(1 if self._suspects else self.batch, BATCH_BYTES, self.clock.unix_s())
+        now = self.clock.unix_s()
+        most_bytes = min(BATCH_BYTES, self.uplink.available(now))
+        return self.spool.best(1 if self._suspects else self.batch, int(most_bytes), now)
 
     def _tried(self, samples: Sequence[Waiting]) -> float:
         """Try to send samples; return how long to wait after it."""
@@ -103,7 +115,13 @@ class Uploader:
             LinkError: The server did not take them; they still wait.
         """
         told = {**report, "taken_at": {sample.id: sample.taken_at for sample in samples}}
-        self.membership.call(lambda identity: self.membership.link.upload(identity, samples, told))
+        size = sum(len(sample.image) for sample in samples)
+        self.uplink.spend(size)
+        try:
+            self.membership.call(lambda identity: self.membership.link.upload(identity, samples, told))
+        except Unconnected:
+            self.uplink.spend(-size)
+            raise
         self.counters.uploaded += len(samples)
         self._settle(samples)
 
@@ -117,7 +135,8 @@ class Uploader:
             self._suspects = 0
             self.backoff.succeed()
             return 0.0
-        logger.warning("the server will not have %s: %s", samples[0].id if samples else "this edge's reports", error)
+        refused = f"sample {samples[0].id}" if samples else "this edge's reports"
+        logger.warning("the server will not have %s: %s", refused, error)
         self.counters.unwanted += len(samples)
         self._settle(samples)
         return self.backoff.pause_s()  # nothing that is refused is sent in a hurry

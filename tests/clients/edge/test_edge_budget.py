@@ -5,7 +5,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from normstream.clients.edge.budget import TokenBucket
+from normstream.clients.edge.budget import Allowance, TokenBucket
 from normstream.clients.edge.folder import Folder
 from normstream.clients.edge.notes import Notes
 from normstream.clients.edge.options import Options
@@ -106,6 +106,30 @@ def test_a_small_allowance_is_used_and_kept_whatever_the_size_of_a_sample(tmp_pa
 def test_an_allowance_of_nothing_sends_nothing(tmp_path):
     budget = Notes.read(Folder(tmp_path), 7, Options(bytes_per_hour=0)).budget
     assert not budget.take(1, 1.0, now=0.0)
+
+
+def test_when_how_much_may_go():
+    allowance = Allowance(bytes_per_hour=36_000.0, burst_bytes=10_000.0)
+    assert (allowance.available(now=0.0), allowance.lacking_s(50_000, now=0.0)) == (10_000, 0)
+    allowance.spend(12_000)
+    assert allowance.lacking_s(1, now=0.0) == 201
+    assert allowance.lacking_s(50_000, now=100.0) == 1100  # the whole capacity
+    allowance.spend(-5_000)
+    assert allowance.available(now=100.0) == 4_000
+    assert Allowance().lacking_s(10**12, now=0.0) == 0
+    assert Allowance(0.0, 0.0).lacking_s(1, now=0.0) == math.inf
+
+
+def test_what_may_be_kept_and_sent_survives_a_restart(tmp_path):
+    options = Options(bytes_per_hour=36_000)
+    notes = Notes.read(Folder(tmp_path), 7, options)
+    notes.budget.take(5_000, 1.0, now=100.0)
+    assert notes.uplink.available(now=200.0) == 36_000
+    notes.uplink.spend(7_000)
+    notes.write(Folder(tmp_path))
+    again = Notes.read(Folder(tmp_path), 7, options)
+    assert (again.budget.level, again.budget.filled_at) == (31_000, 100)
+    assert (again.uplink.level, again.uplink.filled_at) == (29_000, 200)
 
 
 @pytest.mark.parametrize("wrong", [{"rate": -1.0}, {"rate": math.nan}, {"burst": -1.0}])

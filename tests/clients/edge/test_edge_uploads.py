@@ -7,6 +7,7 @@ import pytest
 from cloud import Answer, Cloud, cloud, problem
 
 from normstream.clients.edge.backoff import LONGEST_RETRY_AFTER_S, Backoff
+from normstream.clients.edge.budget import Allowance
 from normstream.clients.edge.clock import Clock
 from normstream.clients.edge.folder import Folder, Identity
 from normstream.clients.edge.link import Link, Unreachable, Unwelcome
@@ -298,6 +299,52 @@ def test_problems_are_logged_once_until_all_is_well_again(server, uploader, hand
     uploader.turn()
     assert "answers again" in caplog.records[-1].message
     assert uploader.membership.problem is None
+
+
+def test_after_a_time_without_a_server_no_more_is_sent_in_an_hour(server, spool, uploader, hands):
+    uploader.uplink = Allowance(bytes_per_hour=6000.0, burst_bytes=1000.0)
+    uploader.report_every_s = 300.0
+    for number in range(60):  # ten hours' worth has gathered, the last the most useful
+        spool.put(Waiting(f"{number:02}", bytes(1000), START), 0.5 + number / 1000)
+    sent: list[tuple[float, int]] = []
+    while len(spool):
+        hands.now += uploader.turn()
+        arrived = len(server.samples) - sum(count for _, count in sent)
+        sent.append((hands.now, arrived))
+        assert hands.now < 11 * 3600
+    assert max(sum(count for at, count in sent if start <= at < start + 3600) for start, _ in sent) <= 7
+    assert hands.now >= 9 * 3600
+    assert list(server.samples) == [f"{number:02}" for number in reversed(range(60))]
+    assert len(server.reports) >= hands.now / 300  # which go on meanwhile
+
+
+def test_a_batch_is_as_large_as_may_be_sent(server, spool, uploader, hands):
+    uploader.uplink = Allowance(bytes_per_hour=3600.0, burst_bytes=25.0)
+    uploader.linger_s = 0.0
+    put(spool, *(each * 10 for each in "abcd"))
+    uploader.turn()
+    assert server.batches == [["a" * 10, "b" * 10]]
+    assert uploader.turn() == 5
+    hands.now += 5
+    uploader.turn()
+    assert server.batches[1:] == [["c" * 10]]
+
+
+def test_what_was_sent_counts_whether_it_arrived_or_not(server, spool, uploader, hands, link):
+    uploader.uplink = Allowance(bytes_per_hour=3600.0, burst_bytes=100.0)
+    uploader.turn()
+    put(spool, *"abcd")
+    server.away = True  # after it has heard all
+    uploader.turn()
+    assert uploader.uplink.level == 96
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        uploader.membership.link = Link(f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        hands.now += 60
+        assert uploader.turn() > 0
+        uploader.membership.link.close()
+    assert uploader.uplink.available(START + hands.now) == 100
+    assert len(spool) == 4
 
 
 def test_bytes_are_counted_both_ways(server, link):
