@@ -150,7 +150,7 @@ class Edges:
             (sample_id, image, min(taken_at.get(sample_id, now), now))
             for sample_id, image in upload.samples
         ]
-        added = await self._store.samples.add(stream.id, edge.id, samples)
+        added = await self._store.samples.add(stream.id, edge.id, samples, shared=edge.group is not None)
         if added.accepted:
             self.arrival.set()
         await self._store.edges.note(edge.id, _heard(upload, stream, now), bytes_up=upload.size)

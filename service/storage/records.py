@@ -56,12 +56,12 @@ class UnknownEdge(StoreError):
 
 
 class QueueFull(StoreError):
-    """The samples do not fit into their stream's queue; none was put in."""
+    """The samples do not fit into their stream's queue, or into their edge's share of it; none was put in."""
 
-    def __init__(self, stream_id: str, waiting: int, waiting_bytes: int) -> None:
+    def __init__(self, stream_id: str, waiting: int, waiting_bytes: int, mine: int) -> None:
         super().__init__(
-            f"{waiting} samples of {waiting_bytes} bytes wait to be learnt from in stream '{stream_id}',"
-            " and these would be too many."
+            f"{waiting} samples of {waiting_bytes} bytes wait to be learnt from in stream '{stream_id}', {mine} of them"
+            " of this edge, and these would be too many."
         )
 
 

@@ -72,15 +72,19 @@ class SampleQueue:
         self._drop = link.script("samples", "drop")
         self._fail = link.script("samples", "fail")
 
-    async def add(self, stream_id: str, edge_id: str, samples: Iterable[tuple[str, bytes, float]]) -> Added:
+    async def add(
+        self, stream_id: str, edge_id: str, samples: Iterable[tuple[str, bytes, float]], *, shared: bool = False
+    ) -> Added:
         """Take in an edge's samples, given as id, image and the time it was taken; those known already are left out.
+
+        Where the queue is shared with other edges, one that has samples waiting takes no more of it than it leaves.
 
         Raises:
             QueueFull: They are too many; none was taken in.
         """
         keys = self._keys
         now = self._clock()
-        args: list[Any] = [edge_id, now, self._max_samples, self._max_bytes, KNOWN_IDS, now - KNOWN_S]
+        args: list[Any] = [edge_id, now, self._max_samples, self._max_bytes, KNOWN_IDS, now - KNOWN_S, int(shared)]
         for sample_id, image, taken_at in samples:
             args += [f"{edge_id}/{sample_id}", struct.pack("<d", taken_at) + image]
         async with self._link.reach() as redis, redis.pipeline(transaction=False) as pipe:
@@ -89,9 +93,9 @@ class SampleQueue:
             pipe.zadd(keys.waiting, {stream_id: 0})
             await self._enqueue([*keys.samples(stream_id), keys.known(stream_id)], args, client=pipe)
             pipe.zadd(keys.waiting, {stream_id: 0})
-            _, (accepted, waiting, waiting_bytes), _ = await pipe.execute()
+            _, (accepted, waiting, waiting_bytes, mine), _ = await pipe.execute()
         if accepted < 0:
-            raise QueueFull(stream_id, waiting, waiting_bytes)
+            raise QueueFull(stream_id, waiting, waiting_bytes, mine)
         return Added(accepted, waiting)
 
     async def waiting(self) -> list[Waiting]:
@@ -177,7 +181,7 @@ class SampleQueue:
         """Drop the samples of an edge that wait, and its counts."""
         mine = [each for each in await self.ids(stream_id) if each.startswith(f"{edge_id}/")]
         await self.drop(stream_id, mine)
-        names = [f"{fate}:{edge_id}" for fate in ("received", "used", "dropped")]
+        names = [f"{count}:{edge_id}" for count in ("received", "used", "dropped", "bytes")]
         async with self._link.reach() as redis:
             await redis.hdel(self._keys.tally(stream_id), *names)
 

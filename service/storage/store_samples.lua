@@ -3,9 +3,11 @@
 local function take_out(queue, images, tally, fate, ids)
   for _, id in ipairs(ids) do
     if redis.call('ZREM', queue, id) == 1 then
-      redis.call('HINCRBY', tally, 'bytes', -redis.call('HSTRLEN', images, id))
+      local edge, bytes = string.match(id, '^[^/]*'), redis.call('HSTRLEN', images, id)
+      redis.call('HINCRBY', tally, 'bytes', -bytes)
+      redis.call('HINCRBY', tally, 'bytes:' .. edge, -bytes)
       redis.call('HDEL', images, id)
-      redis.call('HINCRBY', tally, fate .. ':' .. string.match(id, '^[^/]*'), 1)
+      redis.call('HINCRBY', tally, fate .. ':' .. edge, 1)
     end
   end
 end

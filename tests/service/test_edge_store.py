@@ -150,6 +150,29 @@ async def test_a_full_queue_takes_all_or_nothing(make_store: Any) -> None:
     assert await store.samples.tally([("gate", "e")]) == [Tally(received=3)]
 
 
+async def test_an_edge_leaves_room_for_others_of_its_group(make_store: Any) -> None:
+    store = make_store(max_samples=12, max_sample_bytes=100_000)
+    record = await stream(store)
+
+    async def sent(edge_id: str, size: int = 10) -> int:
+        """How many samples are taken in before one is refused."""
+        for number in range(20):
+            try:
+                await store.samples.add("gate", edge_id, [sample(f"{size}-{number}", size)], shared=True)
+            except QueueFull as error:
+                assert f"{number} of them of this edge" in str(error)
+                return number
+        return 20
+
+    assert [await sent(each) for each in "abc"] == [6, 3, 1], "of what is left each may take half"
+    assert (await store.samples.add("gate", "d", [sample("x"), sample("y")], shared=True)).accepted == 2
+    with pytest.raises(QueueFull, match="12 samples"):
+        await store.samples.add("gate", "e", [sample("x")], shared=True)
+    await store.commit(record, state=b"learnt", step=1, used=await store.samples.ids("gate"))
+    assert await sent("a", 15_000) == 3, "nor may it take all bytes"
+    assert (await store.samples.add("gate", "b", [sample("large", 50_000)], shared=True)).accepted == 1
+
+
 async def test_the_commit_takes_its_samples_out_of_the_queue(store: Store, worker: Store) -> None:
     record = await stream(store)
     await store.samples.add("gate", "e", [sample(each) for each in "abcd"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from edges import BATCH, SLOW_S, EdgeApi, crop, crops, learnt
 from PIL import Image
-from servers import Api, Live, check_problem
+from servers import Api, Live, check_problem, new_id
 
 from normstream.adaptation import ModelSpec
 
@@ -149,3 +149,8 @@ def test_a_full_queue_says_when_to_come_back(
         assert int(answer.headers["Retry-After"]) >= 1
         assert edge.upload(crops(*"abc")).json() == {"accepted": 1, "duplicates": 2, "pending": 3}
         assert edge.show()["samples"]["received"] == 3
+        group = new_id("fog")
+        busy, quiet = EdgeApi(api, group=group), EdgeApi(api, group=group)
+        assert busy.upload(crops("a")).status_code == 202
+        check_problem(busy.upload(crops("b")), 429, "1 of them of this edge")
+        assert quiet.upload(crops(*"ab")).status_code == 202
