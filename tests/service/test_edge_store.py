@@ -159,8 +159,7 @@ async def test_an_edge_leaves_room_for_others_of_its_group(make_store: Any) -> N
         for number in range(20):
             try:
                 await store.samples.add("gate", edge_id, [sample(f"{size}-{number}", size)], shared=True)
-            except QueueFull as error:
-                assert f"{number} of them of this edge" in str(error)
+            except QueueFull:
                 return number
         return 20
 
