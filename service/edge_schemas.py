@@ -153,7 +153,7 @@ def _staleness_s(record: EdgeRecord, stream: StreamSummary | None, behind: int |
     if behind == 0:
         return 0.0
     if behind == 1 and stream is not None:
-        return max(0.0, now - stream.updated_at)
+        return max(0.0, now - stream.state_at)
     return None if record.current_at is None else max(0.0, now - record.current_at)
 
 

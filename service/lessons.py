@@ -203,7 +203,7 @@ class Lessons:
         """Put a lesson into the store, all of it at once."""
         record = await self._store.commit(
             stream.record,
-            state=stream.record.state if given.rest is None else given.rest,
+            state=given.rest,
             step=stream.record.step,
             learnt=given.blob,
             scores=stream.scores.counting(given.judged).pack(),

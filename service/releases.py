@@ -16,15 +16,15 @@ from normstream.service.updates import Precision, Release, offsets, rebuilt
 
 def tag_of(stream: StreamRecord | StreamSummary) -> str:
     """What names a version of a stream's parameters; edges take it as it is."""
-    return f"{stream.generation}.{stream.version}"
+    return f"{stream.generation}.{stream.state_version}"
 
 
 def versions_behind(stream: StreamSummary, tag: str | None) -> int | None:
     """How many versions a tag is behind; None when it is none of this stream's."""
     generation, _, version = (tag or "").partition(".")
-    if generation != stream.generation or not version.isdecimal() or int(version) > stream.version:
+    if generation != stream.generation or not version.isdecimal() or int(version) > stream.state_version:
         return None
-    return stream.version - int(version)
+    return stream.state_version - int(version)
 
 
 class Releases:
@@ -75,7 +75,7 @@ def _release(hosted: HostedModel, record: StreamRecord, package: Package, precis
         tag=tag_of(record),
         precision=precision,
         tensors={name: len(values) for name, values in served.items()},
-        created_at=record.updated_at,
+        created_at=record.state_at,
         offsets=offset_bytes,
         probe=reference_logits(hosted, tensors, package.reference),
     )

@@ -92,8 +92,10 @@ class Stream:
         recipe: The recipe as canonical JSON.
         generation: Random; changes when the stream is deleted and made anew.
         version: Counts every change, and so is the fencing token.
+        unmoved: How many of these changes left its state as it was, as where labels are counted and no more.
         step: Adaptation steps since the source state.
-        created_at: Unix seconds, like `updated_at`.
+        created_at: Unix seconds, like `updated_at` and `moved_at`.
+        moved_at: When its state last changed; None where that was not kept.
         idle_ttl_s: How long the stream lives unused; None is for ever.
     """
 
@@ -107,6 +109,18 @@ class Stream:
     created_at: float
     updated_at: float
     idle_ttl_s: float | None = None
+    unmoved: int = 0
+    moved_at: float | None = None
+
+    @property
+    def state_version(self) -> int:
+        """Counts the changes of its state."""
+        return self.version - self.unmoved
+
+    @property
+    def state_at(self) -> float:
+        """When its state last changed, or at the latest."""
+        return self.updated_at if self.moved_at is None else self.moved_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -177,6 +177,7 @@ class Store:
                 step=step,
                 created_at=now,
                 updated_at=now,
+                moved_at=now,
                 idle_ttl_s=idle_ttl_s,
                 state=state,
                 learnt_tag=blob.tag,
@@ -273,7 +274,7 @@ class Store:
         self,
         record: StreamRecord,
         *,
-        state: bytes,
+        state: bytes | None,
         step: int,
         learnt: Blob | None = None,
         scores: bytes | None = None,
@@ -289,9 +290,9 @@ class Store:
 
         Args:
             record: The stream as loaded.
-            state: Its new state, but for what it has learnt.
+            state: Its new state, but for what it has learnt; None leaves that as it is, as with `learnt` and `scores`.
             step: Its new step.
-            learnt: What it has learnt now, which is `staged`; None leaves that as it is, as with `scores`.
+            learnt: What it has learnt now, which is `staged`.
             scores: How its predictions compare with labels now.
             events: What to tell those who watch it, in order.
             replay: An idempotency key, and the answer to keep under it.
@@ -308,10 +309,12 @@ class Store:
             Conflict: The stream was changed since it was loaded; nothing was written.
             UnknownStream: The stream was deleted since it was loaded.
         """
-        changes: dict[str, Any] = {"state": state, "step": step}
-        changes |= {"version": record.version + 1, "updated_at": self._clock()}
+        now = self._clock()
+        changes: dict[str, Any] = {"step": step, "version": record.version + 1, "updated_at": now}
+        changes |= {} if state is None else {"state": state}
         changes |= {} if learnt is None else {"learnt_tag": learnt.tag, "learnt_bytes": learnt.size}
         changes |= {} if scores is None else {"scores": scores}
+        changes |= {"unmoved": record.unmoved + 1} if state is None and learnt is None else {"moved_at": now}
         new = replace(record, **changes)
         fields = {**changes, "state_bytes": new.state_bytes}
         key, answer = replay or (None, None)
@@ -324,7 +327,7 @@ class Store:
             "read_on_ms": _ms(READ_ON_S),
             "operation": secrets.token_hex(8),
             "idle_ttl_ms": str(_ttl_ms(record)),
-            "now": str(new.updated_at),
+            "now": str(now),
             "fields": len(fields),
             "events": len(events),
             "events_kept": self._events_kept,

@@ -58,6 +58,20 @@ async def test_commit_shows_everywhere(store, worker):
     assert (await worker.peek("gate")).state_bytes == len(b"adapted")
 
 
+async def test_changes_that_leave_the_state_are_told_from_others(make_store):
+    now = [0.0]
+    store = make_store(clock=lambda: now[0])
+    record, _ = await create(store)
+    for state in (b"adapted", None, None):
+        now[0] += 1
+        record = await store.commit(record, state=state, step=1, scores=b"counted")
+    assert (record.version, record.updated_at, record.state) == (4, 3, b"adapted")
+    assert (record.state_version, record.state_at) == (2, 1)
+    assert (await make_store().load("gate"))[0] == record
+    summary = await store.peek("gate")
+    assert (summary.state_version, summary.state_at) == (2, 1)
+
+
 async def test_a_late_commit_conflicts_and_changes_nothing(store, worker):
     record, _ = await create(store)
     await worker.load("gate")

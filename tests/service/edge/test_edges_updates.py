@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from edges import BATCH, KEY, SLOW_S, EdgeApi, crop, crops, digest, joined, learnt, opened
+from labelling import label_images
 from servers import Api, Live, check_problem
 
 from normstream.adaptation import ModelSpec
@@ -165,6 +166,24 @@ def test_versions_and_staleness_are_told(api: Api, edge: EdgeApi) -> None:
     edge.upload(report={"tag": header["tag"]})
     assert (edge.show()["versions_behind"], edge.show()["staleness_s"]) == (0, 0.0)
     assert edge.show()["bytes_down"] > 0
+
+
+def test_labels_that_are_counted_are_no_new_version(api: Api, edge: EdgeApi) -> None:
+    header, _, _ = opened(edge.ask())
+    version = api.show(edge.stream)["version"]
+    for number in range(3):
+        label_images(api, edge.stream, [crop(number)], [{"class": 0}])
+    assert api.show(edge.stream)["version"] == version + 3
+    assert edge.ask(since=header["tag"]).status_code == 204
+    shown = edge.show()
+    assert (shown["tag"], shown["versions_behind"], shown["staleness_s"]) == (header["tag"], 0, 0.0)
+    api.post(f"/v1/streams/{edge.stream}/reset")
+    reset, _, _ = opened(edge.ask(since=header["tag"]))
+    label_images(api, edge.stream, [crop(3)], [{"class": 0}])
+    age_s = time.time() - reset["created_at"]
+    shown = edge.show()
+    assert (shown["tag"], shown["versions_behind"]) == (reset["tag"], 1)
+    assert shown["staleness_s"] >= age_s, "labels make it no younger"
 
 
 def test_the_edges_own_reader_runs_what_comes(api: Api, edge: EdgeApi, tmp_path: Path) -> None:
