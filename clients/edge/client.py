@@ -222,11 +222,13 @@ class EdgeClient:
             latency_ms={f"p{q}": round(float(np.percentile(latencies, q)), 3) for q in (50, 95) if len(latencies)},
             applied_ms=self._updater.applied_ms,
             last_contact_at=self._membership.last_contact_at,
-            problem=(
-                self._membership.problem or self._spool.problem or self._updater.withheld or self._updater.problem
-            ),
+            problem=self._problem(),
             at=self._clock.unix_s(),
         )
+
+    def _problem(self) -> str | None:
+        withheld, full = self._updater.withheld.reason, self._uploader.full.reason
+        return self._membership.problem or self._spool.problem or withheld or self._updater.problem or full
 
     @property
     def package(self) -> Package:

@@ -2,7 +2,8 @@
 
 LinkError
 ├── Unreachable   no answer, or one that means "not now": try again later
-│   └── Unconnected   not even a connection: nothing was sent
+│   ├── Unconnected   not even a connection: nothing was sent
+│   └── Full          the server answers, and has no room for more samples at the moment
 ├── Unknown       the server knows no such edge: register
 ├── Unwanted      the server will not have this request; others may pass
 ├── Withheld      the server has no update that it could send, until somebody acts there
@@ -50,6 +51,10 @@ class Unreachable(LinkError):
 
 class Unconnected(Unreachable):
     """There was nobody to send anything to."""
+
+
+class Full(Unreachable):
+    """The server takes no more samples at the moment."""
 
 
 class Unknown(LinkError):
@@ -229,6 +234,8 @@ def _welcome(response: httpx.Response) -> httpx.Response:
             raise Unwanted(problem)
         if response.status_code == 409 and response.request.url.path.endswith("/affine"):
             raise Withheld(problem)
+        if response.status_code == 429 and response.request.url.path.endswith("/samples"):
+            raise Full(problem, retry_after_s(response))
         if response.status_code == 404:
             raise Unknown(problem)
     raise Unreachable(problem, retry_after_s(response))

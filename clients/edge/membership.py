@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from normstream.clients.edge.clock import Clock
 from normstream.clients.edge.folder import Folder, Identity
-from normstream.clients.edge.link import Link, LinkError, Unknown, Unreachable, Unwanted, Unwelcome, Withheld
+from normstream.clients.edge.link import Full, Link, LinkError, Unknown, Unreachable, Unwanted, Unwelcome, Withheld
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Membership:
             self._known = False
             self._note(error)
             raise Unreachable(f"the server has forgotten this edge, which registers again: {error}") from error
-        except (Unwanted, Withheld):  # answers all the same, of which the caller is to make something
+        except (Unwanted, Withheld, Full):  # answers all the same, of which the caller is to make something
             self._reached(None)
             raise
         except LinkError as error:

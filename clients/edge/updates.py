@@ -30,6 +30,7 @@ from normstream.clients.edge.package import Floats, Package, Parameters
 from normstream.clients.edge.prediction import Likelihoods
 from normstream.clients.edge.preprocessing import normalise
 from normstream.clients.edge.runtime import TOLERANCE
+from normstream.clients.edge.spell import Spell
 from normstream.clients.edge.status import Counters
 from normstream.clients.edge.update import Held, Update, decode, encode_full
 
@@ -85,7 +86,7 @@ class Updater:
         tried: The newest version that was taken into use or rolled back.
         rolled_back: The version that was rolled back last, since the last good one; None when none was.
         problem: What was wrong with the last update; None when nothing was.
-        withheld: Why the server has no update that it could send; None where it has, or did not say so.
+        withheld: Whether the server has no update that it could send.
         applied_ms: How long the last update took, from its bytes to its use.
     """
 
@@ -105,7 +106,12 @@ class Updater:
     tried: str | None = None
     rolled_back: str | None = None
     problem: str | None = None
-    withheld: str | None = None
+    withheld: Spell = field(
+        default_factory=lambda: Spell(
+            "the server has no update for this edge until somebody acts there",
+            "the server has updates for this edge again",
+        )
+    )
     applied_ms: float | None = None
 
     def turn(self) -> float:
@@ -115,13 +121,13 @@ class Updater:
         link = self.membership.link
         try:
             offer = self.membership.call(lambda identity: link.ask(identity, since, self.precision, self.wait_s))
-            self._note_withheld(None)
+            self.withheld.note(None)
             if offer is not None:
                 self.take(offer)
         except Unwelcome:
             return math.inf
         except Withheld as error:
-            self._note_withheld(str(error))
+            self.withheld.note(str(error))
             return self.backoff.pause_s()
         except (StaleBase, Unwanted) as error:  # ask for the whole
             self._refuse(error)
@@ -173,13 +179,6 @@ class Updater:
         self.applied_ms = 1000 * (time.perf_counter() - began)
         logger.info("version %s in use after %.0f ms", update.tag, self.applied_ms)
         self._keep(update)
-
-    def _note_withheld(self, reason: str | None) -> None:
-        if reason and reason != self.withheld:
-            logger.warning("the server has no update for this edge until somebody acts there: %s", reason)
-        if self.withheld and not reason:
-            logger.warning("the server has updates for this edge again")
-        self.withheld = reason
 
     def _decoded(self, offer: Offer, package: Package) -> Update:
         identity = self.membership.identity

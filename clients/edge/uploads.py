@@ -11,8 +11,9 @@ from typing import Any
 from normstream.clients.edge.backoff import Backoff
 from normstream.clients.edge.budget import Allowance
 from normstream.clients.edge.clock import Clock
-from normstream.clients.edge.link import LinkError, Unconnected, Unreachable, Unwanted, Unwelcome
+from normstream.clients.edge.link import Full, LinkError, Unconnected, Unreachable, Unwanted, Unwelcome
 from normstream.clients.edge.membership import Membership
+from normstream.clients.edge.spell import Spell
 from normstream.clients.edge.spool import Spool, Waiting
 from normstream.clients.edge.status import Counters
 
@@ -42,6 +43,7 @@ class Uploader:
         clock: Tells the time.
         backoff: The pauses after failures.
         uplink: What may be sent; samples that went and did not arrive count as well.
+        full: Whether the server takes no samples at the moment.
         batch: Samples in one call at most.
         linger_s: How long a sample may wait for others.
         report_every_s: How long the server may hear nothing of the edge.
@@ -54,6 +56,9 @@ class Uploader:
     clock: Clock = field(default_factory=Clock)
     backoff: Backoff = field(default_factory=Backoff)
     uplink: Allowance = field(default_factory=Allowance)
+    full: Spell = field(
+        default_factory=lambda: Spell("the server has no room for samples now", "the server takes samples again")
+    )
     batch: int = 16
     linger_s: float = 10.0
     report_every_s: float = 60.0
@@ -122,6 +127,11 @@ class Uploader:
         except Unconnected:
             self.uplink.spend(-size)
             raise
+        except Full as error:
+            self.full.note(str(error))
+            raise
+        if samples:
+            self.full.note(None)
         self.counters.uploaded += len(samples)
         self._settle(samples)
 

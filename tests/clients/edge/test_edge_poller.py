@@ -107,10 +107,10 @@ def test_what_the_server_cannot_send_is_said_when_it_begins_and_when_it_ends(ser
         assert updater.turn() == pause_s
         membership.call(lambda identity: membership.link.upload(identity, [], {"taken_at": {}}))  # which passes
         assert membership.problem is None
-        assert "made with other weights" in updater.withheld
+        assert "made with other weights" in updater.withheld.reason
     monkeypatch.setattr(Cloud, "affine", affine)
     assert updater.turn() == 5
-    assert updater.withheld is None
+    assert updater.withheld.reason is None
     begins, ends = [record.message for record in caplog.records]
     assert begins.startswith("the server has no update for this edge")
     assert "made with other weights" in begins

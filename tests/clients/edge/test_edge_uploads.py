@@ -347,6 +347,25 @@ def test_what_was_sent_counts_whether_it_arrived_or_not(server, spool, uploader,
     assert len(spool) == 4
 
 
+def test_a_server_without_room_says_so_once(server, spool, uploader, hands, membership, caplog):
+    uploader.turn()
+    put(spool, *"abcd")
+    server.instead.extend([problem(429, "512 samples wait", **{"Retry-After": "10"})] * 2)
+    for pause_s in (11, 12):
+        assert uploader.turn() == pause_s
+        hands.now += pause_s
+        membership.call(lambda identity: membership.link.ask(identity, None, "float16", 0))  # which passes
+        assert "512 samples wait" in uploader.full.reason
+        assert membership.problem is None
+    uploader.turn()
+    assert len(server.samples) == 4
+    assert uploader.full.reason is None
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "the server has no room for samples now",
+        "the server takes samples again",
+    ]
+
+
 def test_bytes_are_counted_both_ways(server, link):
     identity = Identity("gate", KEY)
     assert link.register(identity) == ("tiny", True)
