@@ -22,9 +22,8 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 demo: setup ## watch a server adapt to corrupted photographs (SERVE=1 leaves it running)
 	$(BIN)/normstream demo $(if $(SERVE),--serve)
 
-# One worker more than cores: many tests wait for a server or a pause.
 test: setup ## run all tests
-	$(BIN)/pytest --numprocesses $$($(BIN)/python -c 'import os; print(1 + os.cpu_count())') --dist worksteal $(ARGS)
+	$(BIN)/pytest --numprocesses auto --dist worksteal $(ARGS)
 
 benchmarks: setup ## measure speed and memory (on a machine that does nothing else)
 	$(BIN)/python benchmarks/forward.py
