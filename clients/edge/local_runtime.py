@@ -11,10 +11,11 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from normstream.clients.edge.local import EMA, AlphaBN, Running
+from normstream.clients.edge.memory import given_back
 from normstream.clients.edge.open_network import OpenNetwork
 from normstream.clients.edge.pace import Pace
 from normstream.clients.edge.package import Floats, Package, Parameters
-from normstream.clients.edge.runtime import TOLERANCE, Runtime
+from normstream.clients.edge.runtime import TOLERANCE, Runtime, references
 
 _BEHIND = 8  # images taken in since the fused network was built, from which on another one is wanted
 _EXTRA = 0.5  # of the time of a pass that takes images in: at most so much is what it takes beyond a fused one
@@ -178,7 +179,10 @@ class EMARuntime(LocalRuntime):
             BadPackage: ONNX Runtime cannot load the network.
         """
         began = self._elapsed_s()
-        self._fused = self._built()
+        with given_back():
+            fused = self._built()
+            fused.runtime.logits(references(self.package)[0])  # it takes its memory for activations here, not in a step
+        self._fused = fused
         self._pace.spent(self._elapsed_s() - began)
 
     def _built(self) -> _Fused:

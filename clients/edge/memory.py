@@ -2,7 +2,8 @@
 
 glibc takes large blocks from the system one by one, which go back at once, until the first of them is freed; from then
 on it takes ever larger ones from its heap, which keeps what lies between other blocks. A network's tensors would stay
-there when its session ends, and an edge that builds a session now and then would grow by a network or two.
+there when its session ends, and so would its activations, for which a session takes memory in its first passes: an edge
+that builds a session now and then would grow by some networks.
 """
 
 from __future__ import annotations

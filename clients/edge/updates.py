@@ -26,6 +26,7 @@ from normstream.clients.edge.errors import (
 from normstream.clients.edge.folder import Folder
 from normstream.clients.edge.link import LinkError, Offer, Unreachable, Unwanted, Unwelcome, Withheld
 from normstream.clients.edge.membership import Membership
+from normstream.clients.edge.memory import given_back
 from normstream.clients.edge.package import Floats, Package, Parameters
 from normstream.clients.edge.prediction import Likelihoods
 from normstream.clients.edge.preprocessing import normalise
@@ -241,10 +242,11 @@ class Updater:
         return network, update
 
     def _proved(self, update: Update, package: Package) -> Network:
-        network = self.build(package, update.parameters)
-        network.probe(update.probe)
-        if package is self.package:  # with other weights it was another network that saw the last images
-            self._compare(network)
+        with given_back():  # the first passes take what a session keeps for its activations
+            network = self.build(package, update.parameters)
+            network.probe(update.probe)
+            if package is self.package:  # with other weights it was another network that saw the last images
+                self._compare(network)
         return network
 
     def _compare(self, network: Network) -> None:

@@ -7,7 +7,7 @@ from cloud import cloud
 from hosted import Both, Convolutions, Tokens, host, packaged
 from surroundings import ALL, SOON, Publisher
 
-from normstream.adaptation import HostedModel
+from normstream.adaptation import HostedModel, ModelSpec, load_model
 from normstream.clients.edge.client import EdgeClient
 from normstream.clients.edge.options import Options
 from normstream.clients.edge.package import Package
@@ -47,6 +47,17 @@ def tokens_package(tokens: HostedModel, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def both_package(both: HostedModel, tmp_path_factory: pytest.TempPathFactory) -> Package:
     return packaged(both, tmp_path_factory.mktemp("packages"))
+
+
+@pytest.fixture(scope="session")
+def lite0() -> HostedModel:
+    """The model that is served when none is named."""
+    return load_model(ModelSpec.parse("tf_efficientnet_lite0"))
+
+
+@pytest.fixture(scope="session")
+def lite0_package(lite0: HostedModel, tmp_path_factory: pytest.TempPathFactory) -> Package:
+    return packaged(lite0, tmp_path_factory.mktemp("packages"))
 
 
 @pytest.fixture(scope="session")

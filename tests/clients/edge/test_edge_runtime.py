@@ -5,10 +5,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from hosted import moved, packaged
+from hosted import moved
 
 from normstream.adaptation import HostedModel, Preprocessing
-from normstream.adaptation.models import ModelSpec, load_model
 from normstream.adaptation.reference import reference_logits
 from normstream.clients.edge.errors import BadPackage, ProbeFailed
 from normstream.clients.edge.package import Package
@@ -133,12 +132,11 @@ def test_a_broken_network_is_told(convolutions_package, tmp_path):
 
 
 @pytest.mark.timeout(400)
-def test_the_served_model_and_its_updates(tmp_path):
+def test_the_served_model_and_its_updates(lite0, lite0_package):
     """EfficientNet-Lite0 on photographs: logits of torch before and after an update, and alpha-BN on a batch."""
     import skimage.data
 
-    hosted = load_model(ModelSpec.parse("tf_efficientnet_lite0"))
-    package = packaged(hosted, tmp_path)
+    hosted, package = lite0, lite0_package
     from PIL import Image
 
     from normstream.clients.edge.preprocessing import preprocess
