@@ -1,15 +1,18 @@
 """Updates that an edge client takes into use, refuses or rolls back."""
 
+import itertools
 import math
 import threading
 
 import numpy as np
 import pytest
 from cloud import Cloud, problem, sign
-from surroundings import Publisher, answers, logits, photo, until
+from surroundings import Publisher, answers, photo, until
 
 from normstream.clients.edge.folder import Folder
 from normstream.clients.edge.local import EMA
+from normstream.clients.edge.prediction import EdgePrediction, Likelihoods
+from normstream.clients.edge.preprocessing import preprocess
 from normstream.clients.edge.runtime import Runtime
 
 
@@ -34,32 +37,45 @@ OWN_STATISTICS = pytest.mark.parametrize("local", [None, EMA(alpha=0.0, share=1e
 
 @OWN_STATISTICS
 def test_no_frame_is_lost_over_many_updates(start, publisher, local):
-    client = start(options={"top_k": 1000, "local": local})
-    publisher.publish(1)
-    seen, stop = [], threading.Event()
+    """Frame n is of colour n % 16, which its prediction shows: each comes once, in its place, of one version, whole."""
+    colours = np.random.default_rng(0).integers(0, 256, (16, 1, 1, 3), dtype=np.uint8)
+    frames = [np.broadcast_to(colour, (40, 50, 3)) for colour in colours]
+    given, came, stop = 0, [], threading.Event()
+    client = start(options={"top_k": 1000, "local": local}, on_prediction=came.append)
 
     def look() -> None:
+        nonlocal given
         while not stop.is_set():
-            seen.extend(client.step([photo()]))
+            together = range(given, given + 1 + given % 3)
+            client.step([frames[number % 16] for number in together])
+            given = together.stop
 
+    parameters = {None: publisher.package.source}
     thread = threading.Thread(target=look)
     thread.start()
-    expected = {None: publisher.package.source}
-    for seed in range(1, 101):
-        if seed > 1:
-            expected[f"a.{seed}"] = publisher.publish(seed, delta=seed % 3 > 0)
-        until(lambda seed=seed: client.status().version == f"a.{seed}")
-    stop.set()
-    thread.join()
+    try:
+        for seed in range(1, 101):
+            parameters[f"a.{seed}"] = publisher.publish(seed, delta=seed % 3 != 1)
+            until(lambda seed=seed: came and came[-1].version == f"a.{seed}")
+    finally:
+        stop.set()
+        thread.join()
     assert client.status().counters.updates == 100
-    assert len(seen) == client.status().counters.seen
-    versions = [prediction.version for prediction in seen]
-    assert versions == sorted(versions, key=lambda version: int((version or "a.0").split(".")[1]))
-    for prediction in seen:  # each was made by one version, whole
-        if prediction.version in {"a.2", "a.50", "a.100"}:
-            row = logits(publisher.package, expected[prediction.version], photo())[0].astype(np.float64)
-            likely = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
-            assert np.allclose([each.probability for each in prediction.top], np.sort(likely)[::-1], atol=1e-4)
+    assert len(came) == client.status().counters.seen == given
+    versions = [prediction.version for prediction in came]
+    assert versions == sorted(versions, key=list(parameters).index)
+    probabilities = np.array([by_class(prediction) for prediction in came])
+    assert np.isfinite(probabilities).all()
+    batch = preprocess(frames, publisher.package.manifest.preprocessing)
+    for version in set(versions):
+        expected = Likelihoods.of(Runtime(publisher.package, parameters[version]).logits(batch)).probabilities
+        assert min(np.abs(a - b).max() for a, b in itertools.combinations(expected, 2)) > 1e-3  # no two look alike
+        numbers = [number for number, each in enumerate(versions) if each == version]
+        np.testing.assert_allclose(probabilities[numbers], expected[np.mod(numbers, 16)], rtol=0, atol=1e-4)
+
+
+def by_class(prediction: EdgePrediction) -> list[float]:
+    return [each.probability for each in sorted(prediction.top, key=lambda each: each.index)]
 
 
 @pytest.mark.parametrize(
