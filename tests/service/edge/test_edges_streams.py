@@ -1,11 +1,13 @@
 """The streams of edges: whose they are, what teaches them, and when they end."""
 
+import time
 from collections.abc import Callable
 
-from edges import SLOW_S, EdgeApi, crops, joined, learnt, opened, taught
+import torch
+from edges import BATCH, SLOW_S, EdgeApi, crop, crops, joined, learnt, opened, taught
 from servers import Api, Live, check_problem, new_id, tensors
 
-from normstream.adaptation import ModelSpec
+from normstream.adaptation import ModelSpec, decode
 
 
 def test_a_stream_of_another_recipe_is_not_taken_over(api: Api) -> None:
@@ -51,6 +53,48 @@ def test_a_taught_stream_predicts_and_learns_from_no_prediction(api: Api) -> Non
     assert api.state(copy) == before
     assert api.post(f"/v1/streams/{stream}/reset").status_code == 200
     assert api.state(stream) == before
+
+
+TAKEN_AT = time.time() - 100  # which the replay buffer remembers
+
+
+def taught_lesson(edge: EdgeApi, number: int) -> bytes:
+    """The state of an edge's stream after a lesson from samples that are the same for each edge."""
+    used = edge.show()["samples"]["used"]
+    samples = [(new_id("sample"), crop(number * BATCH + place)) for place in range(BATCH)]
+    taken_at = {name: TAKEN_AT + number + place / 10 for place, (name, _) in enumerate(samples)}
+    assert edge.upload(samples, {"taken_at": taken_at}).json()["accepted"] == BATCH
+    learnt(edge, used + BATCH)
+    return edge.api.state(edge.stream)
+
+
+def test_lessons_go_along_whole_with_forks_and_snapshots_and_a_reset_forgets_them(api: Api) -> None:
+    """Parameters and optimisers of student and teacher, statistics, replay."""
+    edge = EdgeApi(api)
+    source = api.state(edge.stream)
+    first, second = taught_lesson(edge, 0), taught_lesson(edge, 1)
+    was, now = decode(source).tensors, decode(second).tensors
+    assert {name for name in was if torch.equal(was[name], now[name])} == {"update.teacher.fingerprint"}
+    assert {"update.affine", "update.optimizer.velocity", "update.replay.images"} < was.keys()
+    assert {"update.teacher.affine", "update.teacher.optimizer.velocity", "norm.mean"} < was.keys()
+    snapshot = api.post(f"/v1/streams/{edge.stream}/snapshots").json()["id"]
+
+    twin = new_id("e")
+    assert api.post(f"/v1/streams/{edge.stream}/fork", json={"id": f"edge-{twin}"}).status_code == 201
+    fork = EdgeApi(api, twin)
+    assert api.state(fork.stream) == second
+    third = taught_lesson(edge, 2)
+    assert api.state(fork.stream) == second != third
+    assert taught_lesson(fork, 2) == third
+
+    assert api.post(f"/v1/streams/{edge.stream}/restore", json={"snapshot": snapshot}).status_code == 200
+    assert api.state(edge.stream) == second
+    assert taught_lesson(edge, 2) == third
+
+    assert api.post(f"/v1/streams/{edge.stream}/reset").status_code == 200
+    assert api.state(edge.stream) == source
+    assert taught_lesson(edge, 0) == first
+    assert api.state(fork.stream) == third
 
 
 def test_snapshots_of_a_taught_stream_need_its_teacher(
