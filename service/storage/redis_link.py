@@ -88,6 +88,7 @@ class RedisLink:
             StoreUnavailable: Redis failed, or did not answer in time.
         """
         limit_s = self._timeout_s + blocking_s
+        cancellations = _cancellations()
         try:
             async with asyncio.timeout(limit_s), self._turns:
                 yield self._redis
@@ -95,6 +96,10 @@ class RedisLink:
             raise StoreUnavailable(f"Redis did not answer within {limit_s:g} s.") from error
         except (RedisError, OSError) as error:
             raise StoreUnavailable(_REASONS.get(type(error), f"Redis failed: {error}")) from error
+        # redis-py sends by asyncio.wait_for, which before Python 3.12 may keep a cancellation to itself (gh-86296):
+        # who waits for this task to end would wait for ever.
+        if _cancellations() > cancellations:
+            raise asyncio.CancelledError
 
     async def check(self) -> list[str]:
         """Make sure that Redis answers; says in words for its operator what about it endangers what it keeps."""
@@ -105,6 +110,12 @@ class RedisLink:
     async def aclose(self) -> None:
         """Close the client."""
         await self._redis.aclose()
+
+
+def _cancellations() -> int:
+    """How often the running task was told to end."""
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0
 
 
 def owned(kind: str, asked: str, answered: str) -> None:

@@ -6,7 +6,7 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 
 import pytest
 from stores import STEP, Line, create, increment, snapshot, step
@@ -48,6 +48,25 @@ async def test_a_create_that_lost_its_reply_made_the_stream(make_store, line):
     line.arm()
     assert (await create(store))[1]
     assert line.cut.is_set()
+
+
+async def test_who_is_told_to_end_ends_whatever_redis_is_about(make_store):
+    await create(make_store())
+
+    async def watch(store):
+        async with aclosing(await store.events("gate")) as events:
+            while True:
+                await store.peek("gate")
+                await anext(events)
+
+    for turns in range(50):  # of the loop: on new connections, between commands, while it waits for an event
+        watching = asyncio.ensure_future(watch(make_store()))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        watching.cancel()
+        ended, _ = await asyncio.wait({watching}, timeout=10)
+        assert ended, f"told after {turns} turns it goes on"
+        assert watching.cancelled()
 
 
 async def test_no_server_is_said_within_a_second(make_store, tmp_path):
