@@ -155,10 +155,11 @@ class Live:
 
 
 @contextmanager
-def live(settings: Settings) -> Iterator[Live]:
-    """The application under a real uvicorn, on a port of its own, until the block ends."""
+def live(settings: Settings, port: int = 0) -> Iterator[Live]:
+    """The application under a real uvicorn until the block ends; on a port of its own, if none is given."""
     app = create_app(settings)
-    config = uvicorn.Config(app, port=0, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    options: dict[str, Any] = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": 5}
+    config = uvicorn.Config(app, port=port, lifespan="off", **options)
     server = DrainingServer(config, app.state.admission, settings.drain_timeout_s)
 
     async def serve() -> None:
