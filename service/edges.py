@@ -150,10 +150,10 @@ class Edges:
             (sample_id, image, min(taken_at.get(sample_id, now), now))
             for sample_id, image in upload.samples
         ]
+        await self._store.edges.note(edge.id, _heard(upload, stream, now), bytes_up=upload.size)
         added = await self._store.samples.add(stream.id, edge.id, samples, shared=edge.group is not None)
         if added.accepted:
             self.arrival.set()
-        await self._store.edges.note(edge.id, _heard(upload, stream, now), bytes_up=upload.size)
         return Accepted(accepted=added.accepted, duplicates=len(samples) - added.accepted, pending=added.pending)
 
     async def update(
@@ -168,11 +168,11 @@ class Edges:
         await self._store.edges.note(edge.id, known | {"last_seen": time.time()})  # Whatever the answer will be.
         self._engine(edge)  # Of a model that is away there will be no news.
         stream = await self._newer(edge, since, wait_s)
+        engine = self._streams.models.of_stream(stream.id, stream.model, stream.fingerprint)
         if tag_of(stream) == since:
             now = time.time()
             await self._store.edges.note(edge.id, {"last_seen": now, "current_at": now})
             return None
-        engine = self._streams.models.of_stream(stream.id, stream.model, stream.fingerprint)
         package = await self._packages.of(engine)
         release = await self._releases.newest(stream, engine, package, precision)
         base = await self._releases.kept(stream.id, precision, since) if since else None

@@ -21,7 +21,7 @@ class Membership:
 
     Attributes:
         identity: Who the edge is.
-        problem: Why the last call was not answered; None when it was.
+        problem: Why the server could not be used at the last call; None when it could.
         halted: Whether the server refused the edge for good, so that no more calls are made.
         last_contact_at: When the server last answered, in unix seconds.
     """
@@ -41,7 +41,7 @@ class Membership:
         """Make a call.
 
         Raises:
-            LinkError: It did not succeed; where that was no answer to this very call, `problem` says why.
+            LinkError: It did not succeed; where the server cannot be used, `problem` says why.
         """
         if self.halted:
             raise Unwelcome(self.problem)

@@ -35,7 +35,7 @@ class Keeper:
 
     Attributes:
         spool: Where they wait to be uploaded.
-        budget: What may be sent.
+        budget: What may be kept to be sent.
         counters: Counts those that are not kept.
         format: "jpeg" or "webp".
         quality: Of the encoding, from 1 to 100.

@@ -11,6 +11,7 @@ from typing import Any
 from normstream.clients.edge.backoff import Backoff
 from normstream.clients.edge.budget import Allowance
 from normstream.clients.edge.clock import Clock
+from normstream.clients.edge.folder import Identity
 from normstream.clients.edge.link import Full, LinkError, Unconnected, Unreachable, Unwanted, Unwelcome
 from normstream.clients.edge.membership import Membership
 from normstream.clients.edge.spell import Spell
@@ -32,8 +33,8 @@ class Uploader:
     one does not cost its neighbours; and what is refused then, or was a report alone, once more without the report,
     which may be what is at fault. If it is, nothing is said of the edge for ten minutes.
 
-    What waits was within the budget when it was put there. Of what has gathered in a time without a server, no more
-    goes in an hour than may all the same.
+    What waits was within the budget when it was put there; what has gathered in a time without a server goes at the
+    budget's rate all the same.
 
     Attributes:
         membership: Makes the calls.
@@ -83,6 +84,7 @@ class Uploader:
         """Return in how many seconds a batch is due if no samples come; at most 0 when one is."""
         oldest = self.spool.oldest()
         if oldest is None:
+            self.full.note(None)  # nothing wants room
             return math.inf
         now = self.clock.unix_s()
         waited_s = abs(now - oldest)  # a clock may have been set back
@@ -121,14 +123,20 @@ class Uploader:
         """
         told = {**report, "taken_at": {sample.id: sample.taken_at for sample in samples}}
         size = sum(len(sample.image) for sample in samples)
-        self.uplink.spend(size)
+
+        def sent(identity: Identity) -> None:
+            self.uplink.spend(size)
+            try:
+                self.membership.link.upload(identity, samples, told)
+            except Unconnected:
+                self.uplink.spend(-size)
+                raise
+
         try:
-            self.membership.call(lambda identity: self.membership.link.upload(identity, samples, told))
-        except Unconnected:
-            self.uplink.spend(-size)
-            raise
+            self.membership.call(sent)
         except Full as error:
-            self.full.note(str(error))
+            if samples:
+                self.full.note(str(error))
             raise
         if samples:
             self.full.note(None)

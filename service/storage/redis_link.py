@@ -96,10 +96,11 @@ class RedisLink:
             raise StoreUnavailable(f"Redis did not answer within {limit_s:g} s.") from error
         except (RedisError, OSError) as error:
             raise StoreUnavailable(_REASONS.get(type(error), f"Redis failed: {error}")) from error
-        # redis-py sends by asyncio.wait_for, which before Python 3.12 may keep a cancellation to itself (gh-86296):
-        # who waits for this task to end would wait for ever.
-        if _cancellations() > cancellations:
-            raise asyncio.CancelledError
+        finally:
+            # redis-py sends by asyncio.wait_for, which before Python 3.12 may keep a cancellation to itself (gh-86296):
+            # who waits for this task to end would wait for ever.
+            if _cancellations() > cancellations:
+                raise asyncio.CancelledError
 
     async def check(self) -> list[str]:
         """Make sure that Redis answers; says in words for its operator what about it endangers what it keeps."""

@@ -322,6 +322,7 @@ class Store:
         asked = {
             "generation": record.generation,
             "version": str(record.version),
+            "updated_at": str(record.updated_at),
             "learnt_tag": record.learnt_tag,
             "learnt_pieces": None if learnt is None else learnt.pieces,
             "read_on_ms": _ms(READ_ON_S),

@@ -5,15 +5,17 @@
 --       data of its `events` events in turn, the answer, and the values of its unlabelled
 -- Replies 'done', 'conflict', 'unknown', or 'incomplete' when a piece of what it has learnt is missing.
 local asked = cjson.decode(ARGV[1])
-local generation, version, learnt_tag, done =
-  unpack(redis.call('HMGET', KEYS[1], 'generation', 'version', 'learnt_tag', 'done'))
+local generation, version, updated_at, learnt_tag, done =
+  unpack(redis.call('HMGET', KEYS[1], 'generation', 'version', 'updated_at', 'learnt_tag', 'done'))
 if not generation then return 'unknown' end
 if generation ~= asked.generation then return 'conflict' end
 -- The client sends a command again when it lost the reply: what has been done is a success.
 done = done or ''
 if string.find(done, asked.operation, 1, true) then return 'done' end
--- A version may stand for two states after a failover (see store_load.lua); what each has learnt stays with it.
-if version ~= asked.version or (learnt_tag or '') ~= asked.learnt_tag then return 'conflict' end
+-- A version may stand for two states after a failover (see store_load.lua).
+if version ~= asked.version or updated_at ~= asked.updated_at or (learnt_tag or '') ~= asked.learnt_tag then
+  return 'conflict'
+end
 if asked.learnt_pieces and redis.call('HLEN', KEYS[11]) ~= asked.learnt_pieces then return 'incomplete' end
 
 -- First the write that is refused when memory is out, so that nothing is written by halves.

@@ -20,8 +20,8 @@ local room = tonumber(ARGV[3]) - waiting - #ids
 local room_bytes = tonumber(ARGV[4]) - waiting_bytes - bytes
 local fits = room >= 0 and room_bytes >= 0
 if ARGV[7] == '1' and mine > 0 then
-  -- No more than is left to others, so that one that comes anew finds room.
-  fits = fits and mine + #ids <= room and tallied('bytes') + bytes <= room_bytes
+  -- No more than is left to others. What waits since before bytes were tallied by edge left its tally below 0.
+  fits = fits and mine + #ids <= room and math.max(0, tallied('bytes')) + bytes <= room_bytes
 end
 if not fits then return {-1, waiting, waiting_bytes, mine} end
 

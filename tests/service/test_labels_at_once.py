@@ -26,11 +26,6 @@ from labelling import (
 from servers import Api, Live, tensors, until
 
 from normstream.adaptation import decode
-from normstream.service.storage.keyspace import Keyspace
-
-KEYS = Keyspace("normstream")
-
-KEYS = Keyspace("normstream")
 
 
 def versions_beside(api: Api, stream: str, work: Callable[[], Any]) -> tuple[Any, list[int]]:

@@ -29,8 +29,6 @@ from normstream.service.storage.keyspace import Keyspace
 
 KEYS = Keyspace("normstream")
 
-KEYS = Keyspace("normstream")
-
 
 def test_a_lesson_is_the_library_s_to_the_bit(api: Api, tiny_models: tuple[ModelSpec, ModelSpec]) -> None:
     hosted = load_model(tiny_models[0])

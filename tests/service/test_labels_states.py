@@ -28,8 +28,6 @@ from normstream.service.storage.keyspace import Keyspace
 
 KEYS = Keyspace("normstream")
 
-KEYS = Keyspace("normstream")
-
 
 @pytest.fixture(params=["plain", "adab2n", "all"])
 def recipe(request: pytest.FixtureRequest) -> dict[str, Any]:

@@ -21,12 +21,6 @@ from labelling import (
 )
 from servers import NPY, Api, Live, check_problem, npy, tensors
 
-from normstream.service.storage.keyspace import Keyspace
-
-KEYS = Keyspace("normstream")
-
-KEYS = Keyspace("normstream")
-
 
 def test_predictions_have_ids_by_which_labels_find_them(api: Api) -> None:
     stream = api.make()

@@ -295,10 +295,14 @@ async def test_a_state_travels_only_when_it_changed(store, worker, redis_url):
 
 async def test_a_version_that_came_back_with_another_state_is_read_again(store, worker, redis_url):
     record, _ = await create(store)
-    await step(store, record, b"lost")
+    lost = await step(store, record, b"lost")
+    before = {"version": 1, "updated_at": record.updated_at, "state": b"source", "done": ""}
     async with connect(redis_url) as redis:  # a fail-over to a replica that had not heard of the last commit
-        await redis.hset(store._keys.stream("gate"), mapping={"version": 1, "state": b"source", "done": ""})
-    await step(worker, record, b"second")
+        await redis.hset(store._keys.stream("gate"), mapping=before)
+    second = await step(worker, record, b"second")
+    assert second.version == lost.version
+    with pytest.raises(Conflict):  # even of what would leave the state as it is: it is not the one that was loaded
+        await store.commit(lost, state=None, step=lost.step)
     assert (await store.load("gate"))[0].state == b"second"
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 
 import pytest
+from redis import ConnectionError as RedisConnectionError
 from stores import STEP, Line, create, increment, snapshot, step
 
 from normstream.service.storage.records import Event, Replay, StoreUnavailable
@@ -67,6 +68,21 @@ async def test_who_is_told_to_end_ends_whatever_redis_is_about(make_store):
         ended, _ = await asyncio.wait({watching}, timeout=10)
         assert ended, f"told after {turns} turns it goes on"
         assert watching.cancelled()
+
+
+async def test_who_is_told_to_end_while_redis_fails_ends(make_store):
+    async def swallowing():
+        async with make_store()._link.reach():
+            with suppress(asyncio.CancelledError):  # as asyncio.wait_for may, before Python 3.12
+                await asyncio.sleep(60)
+            raise RedisConnectionError("gone meanwhile")
+
+    task = asyncio.ensure_future(swallowing())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
 
 
 async def test_no_server_is_said_within_a_second(make_store, tmp_path):

@@ -348,6 +348,7 @@ def test_a_server_that_is_killed_loses_no_sample_and_learns_from_none_twice(tmp_
         assert waiting == images
         return int(used or 0), int(received or 0), waiting
 
+    left = []
     with redis:
         for life in range(2):
             server = Process(tmp_path / f"{life}.log", *options, redis_url=redis_url, data=tmp_path / "data")
@@ -360,11 +361,13 @@ def test_a_server_that_is_killed_loses_no_sample_and_learns_from_none_twice(tmp_
                     time.sleep(random.random() / 5)
                     server.signal(signal.SIGKILL)
                 server.wait()
-                used, received, _ = counts()
+                used, received, waiting = counts()
+                left.append(waiting)
                 assert received == 15 * (life + 1)
                 assert used >= 1
             finally:
                 server.kill()
+        assert max(left) > 0  # or none was killed in time
         redis.delete(keys.lease(stream))
         server = Process(tmp_path / "last.log", *options, redis_url=redis_url, data=tmp_path / "data")
         try:

@@ -58,10 +58,10 @@ def frame(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def most_resident(pid: int) -> int:
-    """The most bytes that a process has had in memory so far."""
+def resident(pid: int, field: str) -> int:
+    """Bytes of a process in memory: `VmRSS` now, `VmHWM` the most so far."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    (kilobytes,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    (kilobytes,) = (line.split()[1] for line in lines if line.startswith(f"{field}:"))
     return 1024 * int(kilobytes)
 
 
@@ -83,10 +83,13 @@ def test_an_edge_of_the_served_model_stays_under_250_mb_while_updates_come(lite0
 
             predicts(64)  # as many as it remembers
             publisher = Publisher(server, lite0_package)
+            peaks = []
             for seed in range(1, 6):
                 publisher.publish(seed, parameters=publisher.parameters(seed, size=1e-3))
                 until(lambda seed=seed: predicts() == f"a.{seed}")
                 predicts(8)
-            assert most_resident(process.pid) < 250 * MB
+                assert resident(process.pid, "VmRSS") < 250 * MB
+                peaks.append(resident(process.pid, "VmHWM"))
+            assert peaks[-1] < peaks[1] + 20 * MB
     assert [line["frame"] for line in said] == [str(number) for number in range(len(said))]
     assert all("top" in line for line in said)

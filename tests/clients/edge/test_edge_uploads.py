@@ -366,6 +366,28 @@ def test_a_server_without_room_says_so_once(server, spool, uploader, hands, memb
     ]
 
 
+def test_a_report_alone_wants_no_room(server, spool, uploader, hands):
+    server.instead.append(problem(429, "256 requests are waiting"))
+    hands.now += uploader.turn()
+    assert uploader.full.reason is None
+    put(spool, *"abcd")
+    server.instead.append(problem(429, "512 samples wait"))
+    hands.now += uploader.turn()
+    assert uploader.full.reason
+    spool.remove("abcd")  # as what is too old goes
+    hands.now += uploader.turn()
+    assert uploader.full.reason is None
+
+
+def test_what_never_went_costs_nothing_of_the_allowance(server, spool, uploader, membership, hands):
+    uploader.uplink = Allowance(bytes_per_hour=3600.0, burst_bytes=100.0)
+    server.edges["gate"] = {"key": "another"}  # so that it cannot be registered
+    put(spool, *"abcd")
+    uploader.turn()
+    assert not server.samples
+    assert uploader.uplink.level == 100
+
+
 def test_bytes_are_counted_both_ways(server, link):
     identity = Identity("gate", KEY)
     assert link.register(identity) == ("tiny", True)
