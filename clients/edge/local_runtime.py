@@ -128,11 +128,13 @@ class EMARuntime(LocalRuntime):
         self._hurried = False
 
     def updated(self, parameters: Parameters) -> Self:
-        """Return a runtime with other parameters, as fast as this one; the running statistics go on."""
+        """Return a runtime with other parameters; the running statistics go on.
+
+        It has no fused network yet: that would take as long as all else, and is made when it `lags`.
+        """
         other = super().updated(parameters)
-        other._fused = None if self._fused is None else other._built()
-        other._pace = Pace(self._method.share, self._elapsed_s)
-        other._pace.spent(math.inf)  # the longest rest: during its trial it takes in only what it must
+        other._fused = None
+        other._pace = Pace(self._method.share, self._elapsed_s)  # its trial is no business of this one's
         other._hurried = False
         return other
 
@@ -179,15 +181,12 @@ class EMARuntime(LocalRuntime):
             BadPackage: ONNX Runtime cannot load the network.
         """
         began = self._elapsed_s()
-        with given_back():
-            fused = self._built()
-            fused.runtime.logits(references(self.package)[0])  # it takes its memory for activations here, not in a step
-        self._fused = fused
-        self._pace.spent(self._elapsed_s() - began)
-
-    def _built(self) -> _Fused:
         taken_in, parameters = self._taken_in, self.running.mixed_into(self.parameters, self._method.alpha)
-        return _Fused(Runtime(self.package, parameters, self._threads), taken_in)
+        with given_back():
+            runtime = Runtime(self.package, parameters, self._threads)
+            runtime.logits(references(self.package)[0])  # it takes its memory for activations here, not in a step
+        self._fused = _Fused(runtime, taken_in)
+        self._pace.spent(self._elapsed_s() - began)
 
     def _behind(self, fused: _Fused | None) -> float:
         """How many images have been taken in since."""

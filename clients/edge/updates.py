@@ -245,8 +245,8 @@ class Updater:
         with given_back():  # the first passes take what a session keeps for its activations
             network = self.build(package, update.parameters)
             network.probe(update.probe)
-            if package is self.package:  # with other weights it was another network that saw the last images
-                self._compare(network)
+        if package is self.package:  # with other weights it was another network that saw the last images
+            self._compare(network)
         return network
 
     def _compare(self, network: Network) -> None:
