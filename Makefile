@@ -48,7 +48,7 @@ types: setup ## mypy, strict
 	mkdir -p $(VENV)/layout/normstream
 	ln -sfn $(CURDIR)/adaptation $(CURDIR)/service $(CURDIR)/clients $(VENV)/layout/normstream/
 	MYPYPATH=$(VENV)/layout $(BIN)/mypy -p normstream
-	cd benchmarks && MYPYPATH=../$(VENV)/layout ../$(BIN)/mypy --config-file ../pyproject.toml *.py
+	cd benchmarks && MYPYPATH=../$(VENV)/layout ../$(BIN)/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache *.py
 
 clean: ## remove what make built
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
