@@ -13,10 +13,11 @@ help: ## list the targets
 
 setup: $(VENV)/.installed ## make .venv with everything a developer needs
 
+# Without compiling all that is installed, of which little is imported: it took longer than the rest.
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Normstream needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint $(CONSTRAINTS) --editable '.[dev]'
 	touch $@
 
 demo: setup ## watch a server adapt to corrupted photographs (SERVE=1 leaves it running)
