@@ -29,8 +29,6 @@ from normstream.clients.edge.spool import Waiting
 from normstream.clients.errors import NormstreamError, api_error
 from normstream.clients.retry import retry_after_s
 
-_UNWANTED = frozenset({400, 413, 415, 422})
-_UNWELCOME = frozenset({401, 403, 410})
 UPDATE = "application/octet-stream"
 _LARGEST_UPDATE_BYTES = 64 * 2**20  # 4 million channels' weight, bias, mean and variance in single precision
 _EXPORT_S = 300.0  # the first edge of a model waits for its package to be made
@@ -131,7 +129,8 @@ class Link:
         """
         try:
             patience = httpx.Timeout(self._timeout_s, read=_EXPORT_S)
-            response = self._send("POST", "/v1/edges", json=identity.request(), timeout=patience)
+            taken = {409: Unwelcome}  # another edge has the id
+            response = self._send("POST", "/v1/edges", taken, json=identity.request(), timeout=patience)
         except Unwanted as error:  # what is amiss is at the server, such as a teacher that it does not host yet
             raise Unreachable(f"the server cannot register this edge: {error}") from error
         answer = self._json(response, {200, 201})
@@ -144,6 +143,7 @@ class Link:
         response = self._send(
             "POST",
             f"/v1/edges/{identity.edge}/samples",
+            {429: Full},
             # A field without a file name is a part like the files, so that a report alone is multipart too.
             files=[
                 ("report", (None, json.dumps(report).encode())),
@@ -159,6 +159,7 @@ class Link:
         response = self._send(
             "GET",
             f"/v1/edges/{identity.edge}/affine",
+            {409: Withheld},
             params={name: value for name, value in query.items() if value is not None},
             headers=_bearer(identity),
             timeout=httpx.Timeout(self._timeout_s, read=wait_s + _MARGIN_S),
@@ -174,7 +175,16 @@ class Link:
             raise Unreachable(f"an update was answered with {kind[:100]!r}, which is no update")
         return Offer(response.content, response.headers.get("Normstream-Signature", ""))
 
-    def _send(self, method: str, path: str, *, most_bytes: int = LARGEST_JSON_BYTES, **parts: Any) -> httpx.Response:
+    def _send(
+        self,
+        method: str,
+        path: str,
+        means: Mapping[int, type[LinkError]],
+        *,
+        most_bytes: int = LARGEST_JSON_BYTES,
+        **parts: Any,
+    ) -> httpx.Response:
+        """Make a call, of whose statuses some have a meaning of their own."""
         if self.closing:
             raise Unreachable("the client is closing")
         try:
@@ -189,7 +199,7 @@ class Link:
         with self._lock:
             self.bytes_up += int(response.request.headers.get("Content-Length", 0))
             self.bytes_down += len(response.content)
-        return _welcome(response)
+        return _welcome(response, _MEANS | means)
 
     @staticmethod
     def _json(response: httpx.Response, statuses: set[int]) -> dict[str, Any]:
@@ -213,12 +223,19 @@ class Link:
             self._sockets = {each for each in self._sockets if each.fileno() >= 0}
 
 
+_MEANS: dict[int, type[LinkError]] = {
+    **dict.fromkeys((401, 403, 410), Unwelcome),
+    **dict.fromkeys((400, 413, 415, 422), Unwanted),
+    404: Unknown,
+}
+
+
 def _bearer(identity: Identity) -> dict[str, str]:
     return {"Authorization": f"Bearer {identity.key}"}
 
 
-def _welcome(response: httpx.Response) -> httpx.Response:
-    """Return an answer that is none of the errors.
+def _welcome(response: httpx.Response, means: Mapping[int, type[LinkError]]) -> httpx.Response:
+    """Return an answer that is none of the errors, which are what their statuses mean.
 
     Only problem details are the server's own no. A page of a proxy or of a hotel's network with the same status is
     something that passes.
@@ -226,16 +243,6 @@ def _welcome(response: httpx.Response) -> httpx.Response:
     if response.status_code < 400:
         return response
     problem = str(api_error(response))
-    if response.headers.get("Content-Type", "").startswith("application/problem+json"):
-        taken = response.status_code == 409 and response.request.url.path.endswith("/edges")
-        if response.status_code in _UNWELCOME or taken:
-            raise Unwelcome(problem)
-        if response.status_code in _UNWANTED:
-            raise Unwanted(problem)
-        if response.status_code == 409 and response.request.url.path.endswith("/affine"):
-            raise Withheld(problem)
-        if response.status_code == 429 and response.request.url.path.endswith("/samples"):
-            raise Full(problem, retry_after_s(response))
-        if response.status_code == 404:
-            raise Unknown(problem)
-    raise Unreachable(problem, retry_after_s(response))
+    own = response.headers.get("Content-Type", "").startswith("application/problem+json")
+    error = means.get(response.status_code, Unreachable) if own else Unreachable
+    raise error(problem, retry_after_s(response)) if issubclass(error, Unreachable) else error(problem)
