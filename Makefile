@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 
+# What is installed is compiled when it is first imported, and not again for each of a thousand processes.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test benchmarks docs lint format types clean
 

@@ -59,13 +59,12 @@ def learn(hosted: HostedModel, state: StreamState, examples: Examples, labels: S
 
 
 def _fitting(tensors: Tensors, fresh: Tensors) -> Tensors:
-    """The slots' tensors, but those of a new stream in a slot that no longer fits the classes."""
-    fitting: Tensors = {}
-    for name in ("norm", "update", "output"):
-        mine, new = slot(tensors, name), slot(fresh, name)
-        fitting |= in_slot(mine if _shapes(mine) == _shapes(new) else new, name)
-    return fitting
+    """The slots' tensors, but a new stream's in the place of those that no longer fit the classes.
 
-
-def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in tensors.items()}
+    An update member's stand each for itself, so that its parameters stay where they are; an output member's are about
+    the same samples, and begin anew together.
+    """
+    fits = {name for name, value in fresh.items() if name in tensors and tensors[name].shape == value.shape}
+    output = set(in_slot(slot(fresh, "output"), "output"))
+    kept = fits if output <= fits else fits - output
+    return {name: tensors[name] if name in kept else value for name, value in fresh.items()}

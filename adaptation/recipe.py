@@ -51,11 +51,19 @@ class Recipe(Frozen):
                 f"update member {self.update.name!r} learns from a teacher and learn from labels, each by parameters of"
                 " its own; leave one of the two out"
             )
-        if self.learn.own_network and (self.norm.adapts or self.update is not None):
+        adapts = self.norm.adapts or self.update is not None
+        if self.learn.own_network and adapts:
             raise ValueError(
                 "learn with learns: all, or with norm cn or gn, makes a network of the stream's own, in which norm and"
                 " update members have no place; leave them out, or use learns: affine or head and norm: adab2n, bn or"
                 " null"
+            )
+        if "features" in {self.learn.unlabelled, self.learn.replay.keep} and (
+            self.norm.adapts or self.update is not None
+        ):
+            raise ValueError(
+                "learn from features goes with nothing that adapts: the same image would have others a moment later,"
+                " and beside other images; keep images, or leave norm and update members out"
             )
         if self.update is not None and self.learn.learns != "head":
             raise ValueError(
@@ -75,6 +83,13 @@ class Recipe(Frozen):
     def teacher(self) -> str | None:
         """The model that teaches a stream of this recipe; None where it learns by itself, or not at all."""
         return self.update.teacher if isinstance(self.update, TaughtMember) else None
+
+    @property
+    def lesson_images(self) -> int:
+        """The most images of which one pass of a lesson holds all activations; 0 where there are no such lessons."""
+        if isinstance(self.update, TaughtMember):
+            return self.update.batch
+        return 0 if self.learn is None else self.learn.lesson_images
 
     @classmethod
     def parse(cls, value: object) -> "Recipe":

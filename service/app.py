@@ -74,7 +74,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         hosted = await stack.enter_async_context(hosting(settings))
         url = settings.redis_url or (await stack.enter_async_context(EmbeddedRedis(settings.data))).url
         store = Store(
-            connect(url),
+            connect(url, timeout_s=settings.redis_timeout_s),
+            timeout_s=settings.redis_timeout_s,
             idempotency_ttl_s=settings.idempotency_ttl_s,
             cache_bytes=settings.cache_bytes,
             max_samples=settings.max_samples,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from normstream.service.tuning import keep_memory, spin_briefly
+from normstream.service.tuning import keep_memory, spin_briefly, uncollected
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -30,12 +30,13 @@ def serve(
     """Start the server. Further settings are NORMSTREAM_... environment variables (docs/settings.md)."""
     keep_memory()
     spin_briefly()
-    # Imported here: the command line must start without torch.
-    from pydantic import ValidationError  # noqa: PLC0415
+    with uncollected():
+        # Imported here: the command line must start without torch.
+        from pydantic import ValidationError  # noqa: PLC0415
 
-    from normstream.adaptation.recipe import explain  # noqa: PLC0415
-    from normstream.service.server import run  # noqa: PLC0415
-    from normstream.service.settings import Settings  # noqa: PLC0415
+        from normstream.adaptation.recipe import explain  # noqa: PLC0415
+        from normstream.service.server import run  # noqa: PLC0415
+        from normstream.service.settings import Settings  # noqa: PLC0415
 
     given = {"data": data, "redis_url": redis, "models": model or None}
     try:

@@ -11,6 +11,9 @@ from normstream.service.errors import Conflict, Fault, Invalid, Problem, invalid
 from normstream.service.labels import Label
 from normstream.service.storage.records import Labelled, Unlabelled
 
+MOST_COUNTED = 10_000
+"""Names for which labels are counted though a stream has no such class."""
+
 Found = Mapping[str, Unlabelled | Labelled]
 """What the store holds of images, by their ids."""
 
@@ -59,15 +62,37 @@ def check_room(new: Collection[str], known: int, learning: Learning) -> None:
     """Refuse names for which the head may not grow.
 
     Args:
-        new: names that were no classes when the request came.
+        new: names that are no classes of the stream yet, and are to be learnt.
         known: classes that the stream has learnt.
         learning: of its recipe.
     """
-    if known + len(new) > learning.max_new_classes:
+    if new and known + len(new) > learning.max_new_classes:
         raise invalid(
             "labels",
             f"with {', '.join(map(repr, sorted(new)[:5]))} the stream would have {known + len(new)} new classes, and"
             f" its recipe's max_new_classes is {learning.max_new_classes}; use known labels",
+        )
+
+
+def teaches(image: NamedImage, found: Found) -> bool:
+    """Whether there is something to learn from: the image itself, or what was kept of it when it was predicted."""
+    kept = found.get(image.id or "")
+    return image.image is not None or (isinstance(kept, Unlabelled) and bool(kept.data))
+
+
+def check_tally(new: Collection[str], counted: Collection[str]) -> None:
+    """Refuse names that would only be counted, where there are too many.
+
+    Args:
+        new: that are no classes of the stream.
+        counted: such names as the stream's scores have already.
+    """
+    if (unheard := set(new) - set(counted)) and len(unheard) + len(counted) > MOST_COUNTED:
+        raise invalid(
+            "labels",
+            f"with {', '.join(map(repr, sorted(unheard)[:5]))} the stream's scores would have"
+            f" {len(unheard) + len(counted)} names that are none of its classes, and {MOST_COUNTED} is the most;"
+            " use known labels, or reset the stream",
         )
 
 
@@ -125,12 +150,11 @@ def _unknown(images: Sequence[NamedImage], label_ttl_s: float) -> Invalid:
 
 def _contradiction(image: NamedImage, mark: str) -> Problem:
     name, _, digest = mark.partition("\n")
-    if name != image.name:
-        return Conflict(
-            f"{image.place}: the image was labelled {name!r} before, and now {image.name!r}. A label that was given"
-            " stays; leave this one out."
+    if digest != image.mark.partition("\n")[2]:
+        return invalid(
+            image.place, "the Idempotency-Key was used with another image here; make up a new key for each request"
         )
-    assert digest  # noqa: S101  (a prediction's mark is its name alone)
-    return invalid(
-        image.place, "the Idempotency-Key was used with another image here; make up a new key for each request"
+    return Conflict(
+        f"{image.place}: the image was labelled {name!r} before, and now {image.name!r}. A label that was given"
+        " stays; leave this one out."
     )

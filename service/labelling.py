@@ -54,7 +54,7 @@ class Labeller:
         async with self._streams.turn(stream_id):
             stream = await self._lessons.loaded(stream_id, stream.record.generation)
             given = without_repeats([_named(each, images, stream, key) for each in labels])
-            left, _ = await self._lessons.unlabelled(stream, given)
+            left, _ = await self._lessons.unlabelled(stream, given, learns)
         learning = stream.state.recipe.learn if learns else None
         size = learning.batch if learning else len(labels)
         lessons = [Lesson(stream.record, stream.state.learnt, duplicates=len(labels) - len(left))]

@@ -27,7 +27,7 @@ from normstream.service.deadline import Deadline
 from normstream.service.engine import Engine
 from normstream.service.errors import Conflict, Invalid
 from normstream.service.evidence import Evidence, examples, of_image, of_prediction
-from normstream.service.label_checks import Found, NamedImage, check_room, without_labelled
+from normstream.service.label_checks import Found, NamedImage, check_room, check_tally, teaches, without_labelled
 from normstream.service.label_schemas import LearningStep, StreamLearning
 from normstream.service.scores import Judged, Scores
 from normstream.service.settings import Settings
@@ -111,21 +111,24 @@ class Lessons:
         engine = self._streams.engine(record)
         return LabelledStream(record, engine, state, engine.names_of(state), Scores.unpack(record.scores))
 
-    async def unlabelled(self, stream: LabelledStream, images: Sequence[NamedImage]) -> tuple[list[NamedImage], Found]:
+    async def unlabelled(
+        self, stream: LabelledStream, images: Sequence[NamedImage], learns: bool
+    ) -> tuple[list[NamedImage], Found]:
         """Those of the images that may have their label now, and what the store holds of them.
 
         Raises:
             Problem: when one may not, for it is unknown, had another label, or its class is one too many.
         """
+        found = await self._store.unlabelled(stream.record.id, [each.id for each in images if each.id is not None])
+        left = without_labelled(images, found, self._label_ttl_s)
         learning = stream.state.recipe.learn
         if learning is not None:
+            new = {each.name for each in left} - set(stream.names)
+            taught = {each.name for each in left if learns and teaches(each, found)} & new
             trained = stream.engine.hosted.classes if learning.head == "trained" else 0
-            known = set(stream.names)
-            if new := {each.name for each in images} - known:
-                # A name that was only counted so far takes its place too.
-                check_room(new | (stream.scores.classes.keys() - known), len(stream.names) - trained, learning)
-        found = await self._store.unlabelled(stream.record.id, [each.id for each in images if each.id is not None])
-        return without_labelled(images, found, self._label_ttl_s), found
+            check_room(taught, len(stream.names) - trained, learning)
+            check_tally(new - taught, stream.scores.classes.keys() - set(stream.names))
+        return left, found
 
     async def give(self, first: StreamRecord, images: Sequence[NamedImage], learns: bool) -> Lesson:
         """One turn for some of a request's labels.
@@ -140,7 +143,7 @@ class Lessons:
             for _ in range(COMMIT_ATTEMPTS):
                 stream = await self.loaded(first.id, first.generation)
                 # Checked again, for another request may have had its turn since.
-                left, found = await self.unlabelled(stream, images)
+                left, found = await self.unlabelled(stream, images, learns)
                 if not left:
                     return Lesson(stream.record, stream.state.learnt, duplicates=len(images))
                 if given is None or not given.holds_for(stream, left):

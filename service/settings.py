@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from normstream.adaptation import ModelSpec
+from normstream.service.storage.redis_link import TIMEOUT_S
 
 
 def _specs(value: object) -> object:
@@ -41,6 +42,9 @@ class Settings(BaseSettings):
         pattern=r"^(rediss?|unix)://",
         description="redis://, rediss:// or unix://; a real Redis is started when unset",
     )
+    redis_timeout_s: float = Field(
+        TIMEOUT_S, gt=0, description="how long Redis may take to answer before a request is answered 503"
+    )
     data: Path = Field(
         Path("normstream-data"), description="folder of the Redis that the server starts, and of packages"
     )
@@ -52,6 +56,9 @@ class Settings(BaseSettings):
     max_pixels: int = Field(100_000_000, ge=1, description="pixels of all images of a request, before decoding")
 
     max_batch: int = Field(32, ge=1, description="images in one forward pass, unless one request has more")
+    max_lesson: int = Field(
+        64, ge=1, description="images in one pass of a lesson; a recipe that asks for more is refused"
+    )
     max_wait_ms: float = Field(
         0.0, ge=0, description="how long a request may wait for others to share its forward pass"
     )

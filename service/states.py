@@ -88,14 +88,15 @@ class States:
     def keep(self, record: StreamRecord, learnt: Learnt) -> Learnt:
         """Have at hand what the stream of a record has learnt; gives it back on the models' device."""
         placed = learnt.to(self._device)
-        self._drop(record.id)
+        self.drop(record.id)
         self._learnt[record.id] = record.learnt_tag, placed
         self._bytes += placed.bytes
         while self._bytes > self._limit_bytes:
-            self._drop(next(iter(self._learnt)))
+            self.drop(next(iter(self._learnt)))
         return placed
 
-    def _drop(self, stream_id: str) -> None:
+    def drop(self, stream_id: str) -> None:
+        """Have nothing of a stream at hand any more."""
         if stream_id in self._learnt:
             _, learnt = self._learnt.pop(stream_id)
             self._bytes -= learnt.bytes

@@ -12,7 +12,7 @@ from anyio import CapacityLimiter, to_thread
 from normstream.adaptation import Recipe, StreamState, encode
 from normstream.service.deadline import Deadline
 from normstream.service.engine import Engine
-from normstream.service.errors import Conflict, Problem
+from normstream.service.errors import Conflict, Problem, invalid
 from normstream.service.models import Models, available_cores
 from normstream.service.settings import Settings
 from normstream.service.states import States, admitted, decoded, initial, split
@@ -69,7 +69,13 @@ class Streams:
         return record, made
 
     async def initial(self, model: str, recipe: Recipe) -> StreamState:
-        """The state of a stream that has seen nothing; refused when the model cannot follow the recipe."""
+        """The state of a stream that has seen nothing; refused when model or server cannot follow the recipe."""
+        if (images := recipe.lesson_images) > (most := self._settings.max_lesson):
+            raise invalid(
+                "body.recipe",
+                f"a pass of its lessons may have {images} images, and this server takes {most}; lower batch"
+                " (and replay.batch), or raise NORMSTREAM_MAX_LESSON",
+            )
         return await self.models[model].do(initial, recipe, self.models.teacher(recipe))
 
     async def staged(self, stream_id: str, state: StreamState, staging: AsyncExitStack) -> tuple[bytes, Blob | None]:
@@ -114,6 +120,7 @@ class Streams:
         """Forget a stream, after the requests that it has waiting."""
         async with self.turn(stream_id):
             await self.store.delete(stream_id)
+            self.states.drop(stream_id)
 
     async def snapshot(self, stream_id: str) -> SnapshotRecord:
         """Keep a copy of the state; it outlives the stream."""

@@ -28,6 +28,7 @@ from normstream.service.storage.records import (
 )
 from normstream.service.storage.sample_queue import LEASE_S, Waiting
 from normstream.service.storage.store import Store
+from normstream.service.streams import COMMIT_ATTEMPTS
 
 ATTEMPTS = 3
 POLL_S = 1.0
@@ -54,6 +55,7 @@ class Classroom:
         self._arrival = arrival
         self._closing = closing
         self._sample_ttl_s = sample_ttl_s
+        self._overtaken: dict[str, float] = {}  # when, by stream: of no use, those lessons were lessons all the same
 
     async def run(self) -> None:
         """Teach until cancelled, or until it is closing time."""
@@ -75,7 +77,8 @@ class Classroom:
         now = time.time()
         waiting = await self._fresh(now - self._sample_ttl_s)
         due = [each for each in waiting if self._is_due(each, now)]
-        for each in sorted(due, key=lambda each: (each.taught_at, each.oldest_at)):
+        self._overtaken = {each.stream: self._overtaken.get(each.stream, 0.0) for each in due}
+        for each in sorted(due, key=lambda each: (max(each.taught_at, self._overtaken[each.stream]), each.oldest_at)):
             async with self._store.samples.lease(each.stream) as leased:
                 if leased and await self._lesson(each):
                     return True
@@ -120,15 +123,26 @@ class Classroom:
         except Exception as error:
             await self._failed(record, samples, error)
             return True
-        with suppress(Conflict, UnknownStream):  # Then the samples wait for the next turn, or are gone with the stream.
-            await self._store.commit(
-                record,
-                state=state,
-                step=step,
-                events=_events(record, step, report),
-                used=[sample.id for sample in samples],
-            )
+        with suppress(UnknownStream):  # Then the samples are gone with it.
+            if not await self._committed(record, state, step, report, samples):
+                self._overtaken[record.id] = time.time()
         return True
+
+    async def _committed(
+        self, record: StreamRecord, state: bytes, step: int, report: TeachingReport, samples: Sequence[PendingSample]
+    ) -> bool:
+        """Put a lesson into the store; False where the state has moved meanwhile, and the samples wait on."""
+        now = record
+        for _ in range(COMMIT_ATTEMPTS):
+            events = _events(now, step, report)
+            used = [sample.id for sample in samples]
+            with suppress(Conflict):
+                await self._store.commit(now, state=state, step=step, events=events, used=used)
+                return True
+            now, _ = await self._store.load(record.id)
+            if (now.generation, now.state_version) != (record.generation, record.state_version):
+                break  # What else moves the version, as labels that are counted do, leaves the lesson true.
+        return False
 
     async def _failed(self, record: StreamRecord, samples: Sequence[PendingSample], error: Exception) -> None:
         """Whatever it was: it is told, other streams go on, and after some attempts these samples are given up."""

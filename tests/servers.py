@@ -50,6 +50,13 @@ def tiny(checkpoint: Path, name: str = "tiny", architecture: str = TINY) -> Mode
     return ModelSpec(name=name, architecture=architecture, checkpoint=checkpoint, classes=CLASSES)
 
 
+def data_folder(path: Path, packages: Path) -> Path:
+    """A server's data folder, whose packages are those in another folder."""
+    path.mkdir(parents=True)
+    (path / "packages").symlink_to(packages)
+    return path
+
+
 def until(check: Callable[[], Any], limit_s: float = 10.0) -> Any:
     """What the check answers once that is true; a server that is away counts as not yet."""
     deadline = time.monotonic() + limit_s

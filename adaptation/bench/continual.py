@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from normstream.adaptation import HostedModel, ModelSpec, load_model
@@ -168,7 +169,7 @@ def follow(
     path = folder / f"{run.name}.json"
     state = learner.initial()
     if path.is_file():
-        run, state = _resumed(run, path, setting)
+        run, state = _resumed(run, path, setting, len(train))
         yield run
     for number in range(len(run.accuracies), len(train)):
         begin = time.perf_counter()
@@ -233,7 +234,7 @@ def _load(path: Path, setting: Setting, count: int | None) -> Dataset:
 
 
 def _settings(setting: Setting, train: Dataset, test: Dataset) -> dict[str, Any]:
-    """All that a figure depends on beside entrant, buffer and seed."""
+    """All that a figure depends on beside entrant, buffer, seed, and what `Entrant.recipe` makes of these."""
     data = {"train": f"sha256:{train.digest}", "test": f"sha256:{test.digest}"}
     counts = {"images": len(train.labels), "test_images": len(test.labels)}
     return asdict(setting) | counts | data | {"normstream": version("normstream"), "torch": version("torch")}
@@ -256,14 +257,14 @@ def _keep(run: Run, state: Tensors, path: Path, *, last: bool) -> None:
     _state_path(path, tasks - 1).unlink(missing_ok=True)
 
 
-def _resumed(run: Run, path: Path, setting: Setting) -> tuple[Run, Tensors]:
+def _resumed(run: Run, path: Path, setting: Setting, tasks: int) -> tuple[Run, Tensors]:
     """The run and its state after its last whole task; a finished run needs no state."""
     try:
         record = json.loads(path.read_text())
         kept = replace(run, **{name: record[name] for name in ("accuracies", "seconds", "discarded")})
-        state = _state_path(path, len(kept.accuracies))
-        return kept, load_file(state, device=setting.device) if state.is_file() else {}
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        done = len(kept.accuracies) == tasks
+        return kept, {} if done else load_file(_state_path(path, len(kept.accuracies)), device=setting.device)
+    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise BenchError(f"--out: cannot read {str(path)!r} ({error!r}); delete it, or give another folder") from None
 
 

@@ -63,6 +63,14 @@ class Learning(Frozen):
         return self.learns == "all" or isinstance(self.norm, ContinualNorm | GroupNorm)
 
     @property
+    def lesson_images(self) -> int:
+        """The most images that a step passes through the network to learn from, new and replayed."""
+        if self.learns_from_features:
+            return 0
+        draws = 0 if self.replay.keep == "nothing" else self.method.replays(2)
+        return self.batch + draws * self.replay.batch
+
+    @property
     def learns_from_features(self) -> bool:
         """Whether a sample may come as what the head reads, in place of an image."""
         return self.learns == "head" and self.norm is None and self.replay.keep != "images"

@@ -34,7 +34,6 @@ From = Annotated[
         "--from",
         metavar="FILE.csv",
         encoding="utf-8-sig",
-        errors="replace",
         help="Lines of SAMPLE_OR_FILE,LABEL in their place; - is stdin.",
     ),
 ]
@@ -90,6 +89,9 @@ def _listed(source: Iterable[str]) -> list[Label]:
             labels += _found(*row) if row else ()
     except csv.Error as error:
         raise typer.BadParameter(f"line {rows.line_num} is no CSV: {error}", param_hint="--from") from error
+    except UnicodeDecodeError as error:
+        message = f"the file is no UTF-8 ({error.reason}); save it as such"
+        raise typer.BadParameter(message, param_hint="--from") from error
     if not labels:
         raise typer.BadParameter("there is no line; give lines of SAMPLE_OR_FILE,LABEL", param_hint="--from")
     return labels
@@ -98,7 +100,7 @@ def _listed(source: Iterable[str]) -> list[Label]:
 def _found(item: str, name: str | None) -> Iterator[Label]:
     """Yield the labels of a sample, of a file, or of the images in a folder."""
     path = Path(item)
-    if path.exists():
+    if item and path.exists():  # an empty path is the working directory
         yield from (Label(image=file, label=name) for file in image_files([path]))
     elif SAMPLE.fullmatch(item):
         yield Label(sample=item, label=name)

@@ -29,6 +29,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "srt://")
 LARGEST_JPEG_BYTES = 64 * 2**20
 
+_OPEN_S, _SILENT_S = 10.0, 30.0  # after which a network camera is gone, though its connection may stay open
 _MOST_FAILURES = 100  # in a row, after which no more of a video is tried
 _MISSING_AV = 'video files and cameras need PyAV: pip install "normstream[edge,video]"'
 
@@ -190,8 +191,9 @@ def from_video(
         import av  # noqa: PLC0415 - an extra of its own
     except ModuleNotFoundError as error:
         raise SourceError(_MISSING_AV) from error
+    patience = (_OPEN_S, _SILENT_S) if address.startswith(STREAMS) else None
     try:
-        container = av.open(address, format=driver)
+        container = av.open(address, format=driver, timeout=patience)
     except (OSError, ValueError) as error:  # PyAV's errors are both
         raise SourceError(f"cannot open {address}: {error}") from error
     if not container.streams.video:
@@ -216,7 +218,9 @@ def _frames(container: Any, every: int, clock: Callable[[], float]) -> Iterator[
             except (StopIteration, av.EOFError):
                 return
             except av.FFmpegError as error:
-                yield Frame(str(number), None, clock(), f"cannot decode: {error}")
+                silent = isinstance(error, av.error.ExitError)  # what running out of patience is called there
+                problem = f"nothing came for {_SILENT_S:g} s" if silent else f"cannot decode: {error}"
+                yield Frame(str(number), None, clock(), problem)
                 if not isinstance(error, av.InvalidDataError):  # it is not the frame that is broken, but the source
                     return
                 failures += 1

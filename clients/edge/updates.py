@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from normstream.clients.edge.backoff import Backoff
 from normstream.clients.edge.clock import Clock
 from normstream.clients.edge.errors import (
+    CorruptUpdate,
     EdgeError,
     ForeignUpdate,
     OldUpdate,
@@ -123,29 +124,30 @@ class Updater:
         try:
             offer = self.membership.call(lambda identity: link.ask(identity, since, self.precision, self.wait_s))
             self.withheld.note(None)
-            if offer is not None:
-                self.take(offer)
+            news = offer is not None and self.take(offer)
         except Unwelcome:
             return math.inf
         except Withheld as error:
             self.withheld.note(str(error))
             return self.backoff.pause_s()
-        except (StaleBase, Unwanted) as error:  # ask for the whole
+        except (StaleBase, Unwanted) as error:
             self._refuse(error)
-            self.held = None
+            self.held = None  # ask for the whole
             return self.backoff.pause_s()
         except UpdateRefused as error:
             self.counters.rejected += 1
             self._refuse(error)
+            if isinstance(error, CorruptUpdate):  # the base may be what two sides call by one name
+                self.held = None
             return self.backoff.pause_s()
         except LinkError as error:
             return self.backoff.pause_s(error.retry_after_s if isinstance(error, Unreachable) else 0.0)
         self.backoff.succeed()
         waited = self.wait_s > 0 and self.clock.elapsed_s() - began > 0.9 * self.wait_s
-        return 0.0 if offer or waited else _POLL_S
+        return 0.0 if news or waited else _POLL_S
 
-    def take(self, offer: Offer) -> None:
-        """Take an update into use, or roll it back.
+    def take(self, offer: Offer) -> bool:
+        """Take an update into use, or roll it back; False when it is the one that was tried last.
 
         One that is for other weights brings the edge to those: the server hosts them now under the model's name.
 
@@ -163,7 +165,9 @@ class Updater:
         self.held = update.held
         if update.tag == self.rolled_back:
             self.problem = f"version {update.tag} was rolled back, and is not tried again"
-            return
+            return False
+        if update.tag == self.tried:  # the whole of it was asked for, or somebody on the wire sends it once more
+            return False
         try:
             network = self._proved(update, package)
         except EdgeError as error:
@@ -171,7 +175,7 @@ class Updater:
             self._refuse(error)
             self.tried = update.tag
             self._remember(update.tag)
-            return
+            return True
         self.counters.updates += 1
         self.rolled_back = self.problem = None
         self.package = package
@@ -180,6 +184,7 @@ class Updater:
         self.applied_ms = 1000 * (time.perf_counter() - began)
         logger.info("version %s in use after %.0f ms", update.tag, self.applied_ms)
         self._keep(update)
+        return True
 
     def _decoded(self, offer: Offer, package: Package) -> Update:
         identity = self.membership.identity
@@ -256,10 +261,11 @@ class Updater:
         """
         recent = list(self.recent())
         recent = recent[:: max(1, math.ceil(len(recent) / TRIED))]
-        allowed = WORSE * math.log(self.package.manifest.classes)
+        most = math.log(self.package.manifest.classes)  # where nothing is said, or no number
+        allowed = WORSE * most
         rises: list[float] = []
         for part in (recent[::2], recent[1::2]):
-            rises += [self._entropy(network, crop) - before for crop, before in part]
+            rises += [self._entropy(network, crop) - (before if before <= most else most) for crop, before in part]
             if not rises or np.mean(rises) <= allowed / 2:
                 return
         rise = float(np.mean(rises))

@@ -18,6 +18,8 @@ Script = Callable[..., Awaitable[Any]]
 """Runs as `script(keys, args)`, or queues itself as `script(keys, args, client=pipeline)`."""
 
 MAX_READERS = 1000
+TIMEOUT_S = 0.8
+"""How long Redis may take to answer: who asks the service is to hear within a second that its store is away."""
 
 _REASONS: dict[type[Exception], str] = {
     BusyLoadingError: "Redis is still loading its data.",
@@ -26,7 +28,7 @@ _REASONS: dict[type[Exception], str] = {
 }
 
 
-def connect(url: str, *, max_connections: int = 64, timeout_s: float = 0.8) -> Redis:
+def connect(url: str, *, max_connections: int = 64, timeout_s: float = TIMEOUT_S) -> Redis:
     """A client for `Store`, which retries a little.
 
     Args:

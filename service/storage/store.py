@@ -40,7 +40,7 @@ from normstream.service.storage.records import (
     from_fields,
     to_fields,
 )
-from normstream.service.storage.redis_link import RedisLink, owned
+from normstream.service.storage.redis_link import TIMEOUT_S, RedisLink, owned
 from normstream.service.storage.release_shelf import ReleaseShelf
 from normstream.service.storage.sample_queue import SampleQueue
 from normstream.service.storage.snapshot_shelf import SnapshotShelf
@@ -81,7 +81,7 @@ class Store:
         *,
         clock: Callable[[], float] = time.time,
         prefix: str = "normstream",
-        timeout_s: float = 0.8,
+        timeout_s: float = TIMEOUT_S,
         idempotency_ttl_s: float = 600.0,
         events_kept: int = 256,
         events_poll_s: float = 5.0,

@@ -55,21 +55,21 @@ NETWORKS = {
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
-def packaged(request, tmp_path_factory):
+def packaged(request, packages):
     hosted = NETWORKS[request.param]()
-    return hosted, export(hosted, tmp_path_factory.mktemp("packages"))
+    return hosted, export(hosted, packages)
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def small(packages):
     hosted = host_small()
-    return hosted, export(hosted, tmp_path_factory.mktemp("packages"))
+    return hosted, export(hosted, packages)
 
 
 @pytest.fixture(scope="module")
-def lite(tmp_path_factory):
+def lite(packages):
     hosted = load_model(ModelSpec(architecture="tf_efficientnet_lite0"))
-    return hosted, export(hosted, tmp_path_factory.mktemp("packages"))
+    return hosted, export(hosted, packages)
 
 
 def altered(hosted, seed=0):

@@ -1,7 +1,9 @@
 """The benchmark of continual learning, on a few images of a few classes."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +47,12 @@ def test_from_images_to_tables_and_on_after_an_interruption(tmp_path):
     [kept] = out.glob("*.safetensors")
     assert "derpp-adab2n" in kept.name
     assert load_file(kept)["head.weight"].shape == (2, 256)
+    for number, harm in enumerate((Path.unlink, lambda file: file.write_bytes(b"damaged"))):
+        harmed = tmp_path / f"harmed-{number}"
+        shutil.copytree(out, harmed)
+        harm(harmed / kept.name)
+        with pytest.raises(BenchError, match="cannot read"):
+            measure(data, harmed, TINY, entrants=ENTRANTS[1:], buffers=[8], seeds=[0])
     # What it gives after the interruption is what it gives without one.
     resumed = measure(data, out, TINY, entrants=ENTRANTS, buffers=[8], seeds=[0])
     whole = measure(data, tmp_path / "whole", TINY, entrants=ENTRANTS, buffers=[8], seeds=[0])

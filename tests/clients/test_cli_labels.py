@@ -146,6 +146,8 @@ def test_a_failure_on_the_way_says_how_far_it_came(run, server):
         (["zebra", FIRST, "--from", "-"], "", "give LABEL with samples or files, or --from"),
         (["zebra", "nowhere.jpg"], None, "'nowhere.jpg' is neither a file nor a sample's id"),
         (["zebra", "empty"], None, "there is no image"),
+        (["zebra", ""], None, "'' is neither a file nor a sample's id"),
+        (["--from", "-"], ",zebra\n", "'' is neither a file nor a sample's id"),
         (["zebra", FIRST, "--batch-size", "0"], None, "--batch-size"),
         (["--from", "nowhere.csv"], None, "nowhere.csv"),
         (["--from", "-"], "", "there is no line"),
@@ -155,8 +157,17 @@ def test_a_failure_on_the_way_says_how_far_it_came(run, server):
     ],
 )
 def test_wrong_usage_sends_nothing(run, server, folder, arguments, stdin, message):
+    (folder / "photo.png").write_bytes(b"in the working directory, which is not meant")
     (folder / "empty").mkdir()
     result = run("label", "gate-3", *arguments, stdin=stdin)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert server.seen == []
+
+
+def test_a_list_in_another_encoding_is_refused_and_not_misread(run, server, folder):
+    (folder / "labels.csv").write_bytes(f"{FIRST},Gr\xfc\xdfe\n".encode("latin-1"))
+    result = run("label", "gate-3", "--from", "labels.csv")
+    assert result.exit_code == 2
+    assert "no UTF-8" in result.stderr
     assert server.seen == []

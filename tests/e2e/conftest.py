@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from servers import Process, tiny_checkpoint
+from servers import Process, data_folder, tiny_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -38,10 +38,10 @@ def start(folder: Path, tiny_option: str) -> Iterator[Callable[..., Process]]:
 
 
 @pytest.fixture(scope="session")
-def real() -> Iterator[Process]:
+def real(packages: Path) -> Iterator[Process]:
     """A server as people start it: the default model and the embedded Redis."""
     with tempfile.TemporaryDirectory(prefix="ns-") as path:
-        process = Process(Path(path) / "server.log", "--data", f"{path}/data")
+        process = Process(Path(path) / "server.log", data=data_folder(Path(path, "data"), packages))
         try:
             yield process.ready()
             assert process.stop() == 0

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
-from servers import CLASSES, TINY, Api, Process, check_problem, tiny_checkpoint, until
+from servers import CLASSES, TINY, Api, Process, check_problem, data_folder, tiny_checkpoint, until
 from tampering import Proxy, Wire, as_it_is, tampering_proxy
 
 from normstream.clients.edge import EdgeClient, Options
@@ -53,9 +53,10 @@ def models(tiny: Path, big: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def server(checkpoints, tmp_path_factory) -> Iterator[Process]:
+def server(checkpoints, tmp_path_factory, packages) -> Iterator[Process]:
     folder = tmp_path_factory.mktemp("server")
-    process = Process(folder / "log", *models(*checkpoints[:2]), data=folder / "data", max_images=8)
+    data = data_folder(folder / "data", packages)
+    process = Process(folder / "log", *models(*checkpoints[:2]), data=data, max_images=8)
     try:
         yield process.ready()
         assert process.stop() == 0
@@ -316,15 +317,15 @@ def test_images_that_are_too_large_cost_neither_memory_nor_their_neighbours(serv
 
 
 @pytest.mark.timeout(400)
-def test_a_server_that_comes_back_with_other_weights(checkpoints, tmp_path, start):
+def test_a_server_that_comes_back_with_other_weights(checkpoints, tmp_path, start, packages):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     served = tmp_path / "served"
-    served.mkdir()
+    data = data_folder(served / "data", packages)
 
     def serve(tiny: Path) -> Process:
-        return Process(served / "log", *models(tiny, checkpoints[1]), "--port", port, data=served / "data").ready()
+        return Process(served / "log", *models(tiny, checkpoints[1]), "--port", port, data=data).ready()
 
     server = serve(checkpoints[0])
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from servers import CLASSES, TINY, Process, tiny_checkpoint, until
+from servers import CLASSES, TINY, Process, data_folder, tiny_checkpoint, until
 
 RECIPE = {"norm": {"name": "tbr"}, "update": {"name": "cema", "teacher": "big", "batch": 8, "patience_s": 1}}
 ALL = ("--unreliable", "100", "--uninformative", "0", "--redundant", "2")  # everything is worth sending
@@ -89,18 +89,16 @@ def port() -> int:
 
 
 @pytest.fixture
-def serve(tmp_path, port):
+def serve(tmp_path, port, packages):
     """Starts the server on the same port and data each time."""
     models = []
     for seed, name in enumerate(("tiny", "big")):
         checkpoint = tiny_checkpoint(tmp_path, seed)
         models += ["--model", f"name={name},architecture={TINY},checkpoint={checkpoint},classes={CLASSES}"]
-    started = []
+    started, data = [], data_folder(tmp_path / "data", packages)
 
     def serve() -> Process:
-        started.append(
-            Process(tmp_path / f"server-{len(started)}.log", *models, "--port", str(port), data=tmp_path / "data")
-        )
+        started.append(Process(tmp_path / f"server-{len(started)}.log", *models, "--port", str(port), data=data))
         return started[-1].ready()
 
     yield serve

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from normstream.clients.cli import app
 from normstream.service.storage.redis_binary import find_server
+from normstream.service.storage.redis_link import TIMEOUT_S
 
 
 def gone(process: psutil.Process) -> bool:
@@ -153,7 +154,7 @@ def external(folder: Path) -> Iterator[External]:
 
 
 def test_a_redis_that_goes_and_comes_back(start: Callable[..., Process], external: External) -> None:
-    server = start("--redis", f"unix://{external.socket}").ready()
+    server = start("--redis", f"unix://{external.socket}", redis_timeout_s=TIMEOUT_S).ready()
     with server.api() as api:
         stream = next(iter(adapted(api)))
         external.process.send_signal(signal.SIGSTOP)

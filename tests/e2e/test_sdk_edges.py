@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from servers import Process
+from servers import Process, data_folder
 from typer.testing import CliRunner
 
 from normstream.clients import AsyncClient, Client, NotFound
@@ -17,8 +18,10 @@ def run(server: Process, *words: str) -> str:
     return result.stdout
 
 
-async def test_edges_are_listed_shown_and_forgotten(start: Callable[..., Process]) -> None:
-    server = start().ready()
+async def test_edges_are_listed_shown_and_forgotten(
+    start: Callable[..., Process], folder: Path, packages: Path
+) -> None:
+    server = start(data=data_folder(folder / "data", packages)).ready()
     with server.api(timeout=60) as api:
         for edge, group in (("gate-1", None), ("gate-2", "north")):
             answer = api.post("/v1/edges", json={"id": edge, "group": group, "recipe": "alpha_bn"})

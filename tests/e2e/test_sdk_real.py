@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from normstream.clients import AsyncClient, Client, Conflict, InvalidInput, NotFound, Prediction
 from normstream.clients.cli import app
+from normstream.service.storage.redis_link import TIMEOUT_S
 
 # The calls of test_sdk_labels_real.py and test_sdk_edges.py.
 ELSEWHERE = {"label", "label_images", "scores", "edges", "edge", "delete_edge"}
@@ -152,15 +154,16 @@ def test_errors_are_told_apart(real: Process) -> None:
         assert client.stream(stream).step == 0
 
 
-def test_a_call_outlasts_an_outage_and_adapts_once(real: Process) -> None:
+def test_a_call_outlasts_an_outage_and_adapts_once(start: Callable[..., Process], folder: Path) -> None:
     """The server says 503 while its Redis stands still; the client comes back until it is served."""
-    with Client(real.url) as client, ThreadPoolExecutor(1) as thread:
+    server = start("--data", folder / "data", redis_timeout_s=TIMEOUT_S).ready()
+    with Client(server.url) as client, ThreadPoolExecutor(1) as thread:
         stream = client.create_stream().id
-        redis = real.redis()
+        redis = server.redis()
         redis.suspend()
         try:
             call = thread.submit(client.predict, stream, SCENES)
-            until(lambda: re.search(rf'"POST /v1/streams/{stream}/predict\S* HTTP/1.1" 503', real.said))
+            until(lambda: re.search(rf'"POST /v1/streams/{stream}/predict\S* HTTP/1.1" 503', server.said))
         finally:
             redis.resume()
         assert call.result(20).step == 1

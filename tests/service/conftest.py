@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from redis import Redis
-from servers import Api, Live, live, new_id, tensors, tiny, tiny_checkpoint
+from servers import Api, Live, data_folder, live, new_id, tensors, tiny, tiny_checkpoint
 
 from normstream.adaptation import ModelSpec
 from normstream.service.settings import Settings
@@ -59,7 +59,9 @@ async def make_store(redis_url: str) -> AsyncIterator[Callable[..., Store]]:
     async with AsyncExitStack() as stack:
 
         def make(url: str = redis_url, *, max_connections: int = 64, **options: Any) -> Store:
-            store = Store(connect(url, max_connections=max_connections), prefix=prefix, **options)
+            options = {"timeout_s": 20, **options}  # see tests/conftest.py
+            client = connect(url, max_connections=max_connections, timeout_s=options["timeout_s"])
+            store = Store(client, prefix=prefix, **options)
             stack.push_async_callback(store.aclose)
             return store
 
@@ -102,9 +104,9 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSpec, Mo
 
 
 @pytest.fixture(scope="session")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data folder of all servers: a package is made once."""
-    return tmp_path_factory.mktemp("data")
+def kept(tmp_path_factory: pytest.TempPathFactory, packages: Path) -> Path:
+    """The data folder of all servers."""
+    return data_folder(tmp_path_factory.mktemp("servers") / "data", packages)
 
 
 @pytest.fixture

@@ -26,6 +26,8 @@ from redis import Redis
 from servers import Api, Live, check_problem, live, new_id, tiny, tiny_checkpoint
 
 from normstream.adaptation import ModelSpec, decode, encode
+from normstream.service.errors import Invalid
+from normstream.service.label_checks import MOST_COUNTED, check_tally
 from normstream.service.settings import Settings
 from normstream.service.storage.keyspace import Keyspace
 
@@ -222,15 +224,42 @@ def test_a_stream_that_does_not_learn_has_no_new_classes(api: Api, streams: dict
     check_problem(problem, 422, "labels.0.label", "'owl'", "learns none")
 
 
-@pytest.mark.parametrize("learn", [True, False])
-def test_a_head_grows_as_far_as_its_recipe_allows(api: Api, learn: bool) -> None:
+def test_a_head_grows_as_far_as_its_recipe_allows(api: Api) -> None:
     stream = api.make(recipe={"learn": {**NEW["learn"], "max_new_classes": 2}})
-    label_images(api, stream, photos(0), ["owl"], learn=learn)
+    label_images(api, stream, photos(0), ["owl"])
     many = post_images(api, stream, photos(1, 2), ["elk", "ant"])
-    check_problem(many, 422, "labels", "'ant', 'elk'" if learn else "'ant', 'elk', 'owl'", "3 new classes", "is 2")
+    check_problem(many, 422, "labels", "'ant', 'elk'", "3 new classes", "is 2")
     assert show(api, stream)["scores"]["labelled"] == 1
     label_images(api, stream, photos(1), ["elk"])
     check_problem(post_images(api, stream, photos(2), ["ant"]), 422, "max_new_classes")
+
+
+def test_names_that_are_only_counted_stand_in_no_class_s_way(api: Api) -> None:
+    stream = api.make(recipe={"learn": {**NEW["learn"], "max_new_classes": 1, "unlabelled": "nothing"}})
+    label_images(api, stream, photos(0, 1), ["typo", "slip"], learn=False)
+    label_images(api, stream, photos(2), ["owl"])
+    (sample,) = samples(api, stream, photos(3))
+    assert label(api, stream, {sample: "elk"})["unlearnt"] == 1  # nothing was kept to learn from
+    label_images(api, stream, photos(4), ["ant"], learn=False)
+    check_problem(post_images(api, stream, photos(5), ["ant"]), 422, "labels", "'ant'", "2 new classes")
+    assert show(api, stream)["classes"] == ["owl"]
+    assert [each["label"] for each in show(api, stream)["scores"]["classes"]] == ["typo", "slip", "owl", "elk", "ant"]
+
+
+def test_a_class_may_be_learnt_in_the_place_of_one_that_a_restore_took_back(api: Api) -> None:
+    stream = api.make(recipe={"learn": {**NEW["learn"], "max_new_classes": 1}})
+    snapshot = api.post(f"/v1/streams/{stream}/snapshots").json()["id"]
+    label_images(api, stream, photos(0), ["owl"])
+    assert api.post(f"/v1/streams/{stream}/restore", json={"snapshot": snapshot}).status_code == 200
+    assert label_images(api, stream, photos(1), ["elk"])["learning"]["new_classes"] == ["elk"]
+
+
+def test_only_so_many_names_are_counted_that_are_no_classes() -> None:
+    counted = [f"name {number}" for number in range(MOST_COUNTED)]
+    check_tally(counted, counted)  # none is new
+    check_tally(["another"], counted[1:])
+    with pytest.raises(Invalid, match=rf"'another' .* {MOST_COUNTED + 1} names .* reset"):
+        check_tally(["another", counted[0]], counted)
 
 
 def test_names_of_before_a_restore_stand_in_no_known_one_s_way(api: Api) -> None:

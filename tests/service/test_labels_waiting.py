@@ -120,6 +120,8 @@ def test_images_count_once_under_an_idempotency_key(api: Api) -> None:
     state = api.state(stream)
     other_image = post_images(api, stream, photos(0, 7), ["owl", "elk"], key="k")
     check_problem(other_image, 422, "labels.1", "Idempotency-Key", "another image")
+    other_in_all = post_images(api, stream, photos(0, 7), ["owl", "ant"], key="k")
+    check_problem(other_in_all, 422, "labels.1", "Idempotency-Key", "another image")
     check_problem(post_images(api, stream, photos(0), ["elk"], key="k"), 409, "labels.0", "'owl'", "'elk'")
     assert api.state(stream) == state
 

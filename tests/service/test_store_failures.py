@@ -13,7 +13,7 @@ from redis import ConnectionError as RedisConnectionError
 from stores import STEP, Line, create, increment, snapshot, step
 
 from normstream.service.storage.records import Event, Replay, StoreUnavailable
-from normstream.service.storage.redis_link import connect
+from normstream.service.storage.redis_link import TIMEOUT_S, connect
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ async def test_no_server_is_said_within_a_second(make_store, tmp_path):
 
 
 async def test_a_server_that_hangs_is_given_up_within_a_second_and_works_again(make_store, own_redis, eventually):
-    store = make_store(own_redis.url)
+    store = make_store(own_redis.url, timeout_s=TIMEOUT_S)
     record, _ = await create(store)
     async with connect(own_redis.url) as redis:
         server = (await redis.info("server"))["process_id"]

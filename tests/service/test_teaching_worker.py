@@ -192,6 +192,48 @@ async def test_a_lesson_that_was_overtaken_does_not_count(
     assert await tally(store, "gate") == Tally(received=4, used=4)
 
 
+async def test_a_lesson_stands_though_labels_were_counted_meanwhile(
+    models: Models, store: Store, worker: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await pupil(models, store, "gate")
+    await upload(store, "gate", BATCH)
+    commit = store.commit
+
+    async def while_labels_come(record: Any, **rest: Any) -> Any:
+        monkeypatch.setattr(store, "commit", commit)
+        other, _ = await worker.load("gate")
+        await worker.commit(other, state=None, step=other.step, scores=b"[]\n")
+        return await commit(record, **rest)
+
+    monkeypatch.setattr(store, "commit", while_labels_come)
+    assert await classroom(models, store).turn() is True
+    assert await tally(store, "gate") == Tally(received=4, used=4)
+    record, _ = await store.load("gate")
+    assert (record.step, record.version, record.scores) == (1, 3, b"[]\n")
+    ((_, told),) = await events(store, "gate")
+    assert told["version"] == 3
+
+
+async def test_a_stream_whose_lessons_are_overtaken_holds_up_no_other(
+    models: Models, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stream in ("moving", "still"):
+        await pupil(models, store, stream)
+        await upload(store, stream, 2 * BATCH)
+    commit = store.commit
+
+    async def overtaken(record: Any, **rest: Any) -> Any:
+        if record.id == "moving":
+            await commit(record, state=record.state, step=record.step)  # a prediction
+        return await commit(record, **rest)
+
+    monkeypatch.setattr(store, "commit", overtaken)
+    room = classroom(models, store)
+    for _ in range(4):
+        assert await room.turn() is True
+    assert await lessons(store, "moving", "still") == [0, 2]
+
+
 async def test_a_lease_is_held_for_as_long_as_a_lesson_takes(
     models: Models, store: Store, worker: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,7 +368,9 @@ def test_others_are_served_while_a_stream_learns(both: tuple[Api, Api]) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_a_server_that_is_killed_loses_no_sample_and_learns_from_none_twice(tmp_path: Path, redis_url: str) -> None:
+def test_a_server_that_is_killed_loses_no_sample_and_learns_from_none_twice(
+    tmp_path: Path, redis_url: str, kept: Path
+) -> None:
     """With batches of one, lessons and used samples are equal at every moment."""
     edge_id, redis = new_id("e"), Redis.from_url(redis_url)
     keys, stream = Keyspace("normstream"), f"edge-{edge_id}"
@@ -351,7 +395,7 @@ def test_a_server_that_is_killed_loses_no_sample_and_learns_from_none_twice(tmp_
     left = []
     with redis:
         for life in range(2):
-            server = Process(tmp_path / f"{life}.log", *options, redis_url=redis_url, data=tmp_path / "data")
+            server = Process(tmp_path / f"{life}.log", *options, redis_url=redis_url, data=kept)
             try:
                 with server.ready(100).api(timeout=60) as api:
                     edge = EdgeApi(api, edge_id, recipe=taught(batch=1))
@@ -369,7 +413,7 @@ def test_a_server_that_is_killed_loses_no_sample_and_learns_from_none_twice(tmp_
                 server.kill()
         assert max(left) > 0  # or none was killed in time
         redis.delete(keys.lease(stream))
-        server = Process(tmp_path / "last.log", *options, redis_url=redis_url, data=tmp_path / "data")
+        server = Process(tmp_path / "last.log", *options, redis_url=redis_url, data=kept)
         try:
             server.ready(100)
             until(lambda: counts() == (30, 30, 0), 100)

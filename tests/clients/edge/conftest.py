@@ -1,5 +1,6 @@
 """Models that are exported once, and edge clients of a server that speaks HTTP and knows no models."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,24 +30,24 @@ def both() -> HostedModel:
 
 
 @pytest.fixture(scope="session")
-def convolutions_package(convolutions: HostedModel, tmp_path_factory: pytest.TempPathFactory) -> Package:
-    return packaged(convolutions, tmp_path_factory.mktemp("packages"))
+def convolutions_package(convolutions: HostedModel, packages: Path) -> Package:
+    return packaged(convolutions, packages)
 
 
 @pytest.fixture(scope="session")
-def retrained_package(tmp_path_factory: pytest.TempPathFactory) -> Package:
+def retrained_package(packages: Path) -> Package:
     """The network of `convolutions` with other weights."""
-    return packaged(host(Convolutions, seed=1), tmp_path_factory.mktemp("packages"))
+    return packaged(host(Convolutions, seed=1), packages)
 
 
 @pytest.fixture(scope="session")
-def tokens_package(tokens: HostedModel, tmp_path_factory: pytest.TempPathFactory) -> Package:
-    return packaged(tokens, tmp_path_factory.mktemp("packages"))
+def tokens_package(tokens: HostedModel, packages: Path) -> Package:
+    return packaged(tokens, packages)
 
 
 @pytest.fixture(scope="session")
-def both_package(both: HostedModel, tmp_path_factory: pytest.TempPathFactory) -> Package:
-    return packaged(both, tmp_path_factory.mktemp("packages"))
+def both_package(both: HostedModel, packages: Path) -> Package:
+    return packaged(both, packages)
 
 
 @pytest.fixture(scope="session")
@@ -56,8 +57,8 @@ def lite0() -> HostedModel:
 
 
 @pytest.fixture(scope="session")
-def lite0_package(lite0: HostedModel, tmp_path_factory: pytest.TempPathFactory) -> Package:
-    return packaged(lite0, tmp_path_factory.mktemp("packages"))
+def lite0_package(lite0: HostedModel, packages: Path) -> Package:
+    return packaged(lite0, packages)
 
 
 @pytest.fixture(scope="session")

@@ -54,12 +54,12 @@ def updater(server, convolutions_package, tmp_path, now, used):
     link.close()
 
 
-def publish(server: Cloud, package, tag: str = "a.1") -> None:
+def publish(server: Cloud, package, tag: str = "a.1", base: tuple[str, bytes] | None = None) -> None:
     offsets = {name: (value * 0.01).astype("float32") for name, value in package.source.items()}
     parameters = {name: value + offsets[name] for name, value in package.source.items()}
     probe = Runtime(package, parameters).logits(normalise(package.reference, package.manifest.preprocessing))
     manifest = {"model": "tiny", "fingerprint": package.manifest.fingerprint}
-    body, _ = update_body(manifest, offsets, probe, edge="gate", tag=tag)
+    body, _ = update_body(manifest, offsets, probe, edge="gate", tag=tag, base=base)
     server.publish(tag, body, sign(KEY, body))
 
 
@@ -74,6 +74,28 @@ def test_after_an_update_it_asks_again_at_once(server, updater, convolutions_pac
     assert used == ["a.1"]
     assert updater.turn() == 5
     assert server.asked[-1]["since"] == "a.1"
+
+
+def test_an_update_that_comes_again_is_used_once(server, updater, convolutions_package, used):
+    publish(server, convolutions_package)
+    assert updater.turn() == 0
+    server.publish("again", *server.offer[1:])  # by somebody on the wire
+    assert [updater.turn() for _ in range(3)] == [5, 5, 5]
+    assert used == ["a.1"]
+    assert (updater.counters.updates, updater.problem) == (1, None)
+
+
+def test_a_difference_that_gives_something_else_makes_it_ask_for_the_whole(server, updater, convolutions_package, used):
+    """Two sides may call two states by one name, after a failure of the server's Redis."""
+    publish(server, convolutions_package)
+    updater.turn()
+    publish(server, convolutions_package, "a.2", base=("a.1", bytes(len(updater.held.offsets))))
+    assert updater.turn() == 1
+    assert "digest" in updater.problem
+    publish(server, convolutions_package, "a.3")
+    assert updater.turn() == 0
+    assert "since" not in server.asked[-1]
+    assert used == ["a.1", "a.3"]
 
 
 def test_an_hour_without_network_costs_few_attempts_and_no_update(server, updater, convolutions_package, now, used):

@@ -1,8 +1,10 @@
 import io
 import os
+import socket
 import struct
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -285,6 +287,35 @@ def test_a_camera_that_goes_away_is_opened_again(tmp_path):
     assert [next(frames).name for _ in range(4)] == ["0", "1", "0", "1"]
     assert pauses == [1, 2, 4]
     frames.close()
+
+
+def test_a_camera_that_falls_silent_is_opened_again(monkeypatch):
+    """Its connection stays open, as when somebody pulls the cable."""
+    monkeypatch.setattr(sources, "_SILENT_S", 0.5)
+    image = b"--f\r\nContent-Type: image/jpeg\r\n\r\n" + jpeg(0) + b"\r\n"
+    connections = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def camera():
+            with suppress(OSError):
+                while True:
+                    connections.append(listener.accept()[0])
+                    connections[-1].recv(4096)
+                    head = b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=f\r\n\r\n"
+                    connections[-1].sendall(head + 30 * image)
+
+        thread = threading.Thread(target=camera)
+        thread.start()
+        frames = open_source(f"http://127.0.0.1:{listener.getsockname()[1]}/live.mjpg")
+        seen = [next(frames)]
+        while len(connections) < 3:
+            seen.append(next(frames))
+        frames.close()
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+    for each in connections:
+        each.close()
+    assert {frame.problem for frame in seen} == {None, "nothing came for 0.5 s"}
 
 
 def test_a_camera_whose_driver_fails_is_opened_again(tmp_path, caplog):

@@ -157,6 +157,13 @@ def test_a_doubtful_update_is_tried_on_more_images(start, package, monkeypatch, 
     assert seen == [1] * passes
 
 
+def test_a_network_that_gave_no_numbers_is_followed_by_one_that_does(start):
+    client = start()
+    client.step([photo(i) for i in range(8)])
+    client._updater.recent = lambda: [(crop, math.nan) for crop, _ in client._recent]
+    client._updater._compare(client._in_use.network)
+
+
 def test_a_delta_to_a_version_that_is_not_held_makes_the_edge_ask_for_the_whole(start, server, publisher):
     client = start(uniform=lambda low, high: 0.0)
     publisher.publish(1)

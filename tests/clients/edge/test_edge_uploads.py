@@ -431,7 +431,7 @@ def test_nobody_listens(tmp_path, hands):
 @pytest.mark.parametrize("address", ["no address", "http://[", "http://127.0.0.1:99999", "ftp://there"])
 def test_an_address_that_is_none_is_unreachable_or_refused(address):
     with pytest.raises((Unreachable, ValueError)):
-        Link(address)._send("GET", "/")
+        Link(address)._send("GET", "/", {})
 
 
 def test_the_identity_is_kept_for_its_owner_only(tmp_path: Path):
