@@ -58,9 +58,7 @@ class Recipe(Frozen):
                 " update members have no place; leave them out, or use learns: affine or head and norm: adab2n, bn or"
                 " null"
             )
-        if "features" in {self.learn.unlabelled, self.learn.replay.keep} and (
-            self.norm.adapts or self.update is not None
-        ):
+        if adapts and "features" in {self.learn.unlabelled, self.learn.replay.keep}:
             raise ValueError(
                 "learn from features goes with nothing that adapts: the same image would have others a moment later,"
                 " and beside other images; keep images, or leave norm and update members out"
