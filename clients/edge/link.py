@@ -199,7 +199,7 @@ class Link:
         with self._lock:
             self.bytes_up += int(response.request.headers.get("Content-Length", 0))
             self.bytes_down += len(response.content)
-        return _welcome(response, _MEANS | means)
+        return _welcome(response, {**_MEANS, **means})
 
     @staticmethod
     def _json(response: httpx.Response, statuses: set[int]) -> dict[str, Any]:

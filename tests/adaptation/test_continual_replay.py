@@ -42,9 +42,9 @@ def numbers(memory):
 def test_the_reservoir_is_uniform(at_once):
     replay = Replay(keep="images", capacity=10)
     counts = Counter()
-    for seed in range(400):
+    for seed in range(160):
         counts.update(numbers(offered(replay, numbered(40), seed=seed, at_once=at_once)))
-    expected = 400 * 10 / 40
+    expected = 160 * 10 / 40
     chi_square = sum((counts[number] - expected) ** 2 for number in range(40)) / (expected * 0.75)
     assert chi_square < 75  # 39 degrees of freedom: less than one in a thousand exceeds 72.
 
@@ -90,11 +90,11 @@ def test_bounds_hold_and_tensors_agree(policy, sizes, capacity, max_bytes, at_on
 def test_where_bytes_run_out_the_reservoir_stays_uniform():
     # Ten samples of 4 bytes in 20: five stay, and later ones do not get in more easily than earlier ones.
     counts = Counter()
-    for seed in range(400):
+    for seed in range(160):
         counts.update(numbers(offered(Replay(keep="images", capacity=10, max_bytes=20), numbered(40), seed=seed)))
     early, late = (sum(counts[number] for number in part) for part in (range(20), range(20, 40)))
-    assert sum(counts.values()) == 400 * 5
-    assert abs(early - late) < 4 * np.sqrt(2000)
+    assert sum(counts.values()) == 160 * 5
+    assert abs(early - late) < 4 * np.sqrt(800)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -95,7 +95,7 @@ def test_what_is_larger_than_the_capacity_is_paid_off_before_the_next():
 @pytest.mark.parametrize("size", [14_000, 300_000])
 def test_a_small_allowance_is_used_and_kept_whatever_the_size_of_a_sample(tmp_path, bytes_per_hour, size):
     budget = Notes.read(Folder(tmp_path), 7, Options(bytes_per_hour=bytes_per_hour)).budget
-    generator, days = np.random.default_rng(0), 20
+    generator, days = np.random.default_rng(0), 8
     sent = [t for t in range(0, days * 24 * 3600, 30) if budget.take(size, generator.random(), now=float(t))]
     assert len(sent) * size >= 0.8 * days * 24 * min(bytes_per_hour, 120 * size)
     assert len(sent) * size <= (1 + days * 24) * bytes_per_hour + size
