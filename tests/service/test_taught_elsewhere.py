@@ -70,7 +70,7 @@ def taught_meanwhile(monkeypatch: pytest.MonkeyPatch, streams: Streams, times: i
 
     for holder, name in ((streams.states, "_read"), (streams.store, "learnt")):
         monkeypatch.setattr(holder, name, too_late)
-    streams.states._drop(next(iter(streams.states._learnt), ""))
+    streams.states.drop(next(iter(streams.states._learnt), ""))
     return gone
 
 
