@@ -55,7 +55,7 @@ class Classroom:
         self._arrival = arrival
         self._closing = closing
         self._sample_ttl_s = sample_ttl_s
-        self._overtaken: dict[str, float] = {}  # when, by stream: of no use, those lessons were lessons all the same
+        self._overtaken: dict[str, float] = {}  # by stream, when a lesson came to nothing since others had moved it
 
     async def run(self) -> None:
         """Teach until cancelled, or until it is closing time."""

@@ -50,7 +50,7 @@ def uncollected() -> Iterator[None]:
     """Keep the garbage collector from all that is made in the block, which is to stay: modules, say.
 
     It would look through them again and again while they are imported, at each of its full rounds, and once more when
-    the process ends. Without that the server starts a quarter sooner, and stops in a quarter of the time.
+    the process ends (docs/performance.md has what that cost).
     """
     gc.disable()
     try:

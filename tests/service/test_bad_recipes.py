@@ -143,3 +143,26 @@ def test_what_an_odd_model_can_follow_is_served(odd: Api, model: str) -> None:
     answer: httpx.Response = odd.step(odd.make(recipe=whole, model=model), tensors(4))
     assert answer.json()["step"] == 1
     assert answer.json().get("update", {}).get("moved") == (True if model == "tokens" else None)
+
+
+REPLAY = {"keep": "images", "batch": 20}
+
+
+@pytest.mark.parametrize(
+    ("learn", "images"),
+    [
+        ({"batch": 65}, 65),
+        ({"batch": 45, "replay": REPLAY}, 65),
+        ({"batch": 25, "replay": REPLAY, "method": {"name": "derpp"}}, 65),  # draws twice
+    ],
+)
+def test_a_lesson_of_too_many_images_is_refused_before_it_fills_the_memory(
+    api: Api, learn: dict[str, Any], images: int
+) -> None:
+    refused(api, {"learn": learn}, "body.recipe", f"{images} images", "takes 64", "lower batch")
+    api.make(recipe={"learn": {**learn, "batch": learn["batch"] - 1}})
+
+
+def test_features_are_no_images(api: Api) -> None:
+    features = {"learns": "head", "norm": None, "replay": {"keep": "features", "batch": 512}}
+    api.make(recipe={"learn": {**features, "batch": 512}})

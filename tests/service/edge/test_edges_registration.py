@@ -58,6 +58,7 @@ def test_an_id_is_not_given_twice(api: Api, edge: EdgeApi, other: dict[str, Any]
     [
         ({"recipe": taught(teacher="resnet101")}, 422, ("body.recipe", "host 'resnet101' too")),
         ({"recipe": "cema"}, 422, ("'tf_efficientnet_lite2'", "update.teacher")),
+        ({"recipe": taught(batch=65)}, 422, ("body.recipe", "65 images", "takes 64", "NORMSTREAM_MAX_LESSON")),
         ({"recipe": taught(batch=0)}, 422, ("batch",)),
         ({"recipe": "none"}, 422, ("unknown recipe",)),
         ({"recipe": "ln_align"}, 422, ("body.recipe", "layer or group")),
