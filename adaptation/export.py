@@ -1,7 +1,6 @@
 """Packages: what a device needs to run a hosted model without torch (docs/edge-package.md)."""
 
 import contextlib
-import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -16,12 +15,12 @@ from .export_trace import trace
 from .hosting import HostedModel, HostingError
 from .member import Tensors
 from .models import labels
+from .package_files import MANIFEST, is_whole, listed, place_of
 from .recipe import PRESETS
 from .reference import reference_images
 from .state import initial_state
 
 FORMAT = "normstream.package/1"
-MANIFEST = "manifest.json"
 _LARGEST_BYTES = 2**31 - 1  # of a protocol buffer
 
 
@@ -41,7 +40,7 @@ def export(hosted: HostedModel, folder: Path) -> Path:
     Raises:
         HostingError: when the network cannot be exported, with the layer, the operator and the reason where known.
     """
-    place = folder / hosted.fingerprint.removeprefix("sha256:")
+    place = place_of(folder, hosted.fingerprint)
     if is_whole(place):
         return place
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,15 +53,6 @@ def export(hosted: HostedModel, folder: Path) -> Path:
         with contextlib.suppress(OSError):  # Another process has just put the same there.
             fresh.rename(place)
     return place
-
-
-def is_whole(place: Path) -> bool:
-    """Whether a package's files are those that its manifest lists."""
-    try:
-        files = json.loads((place / MANIFEST).read_bytes())["files"]
-        return all(_listed(place / name) == entry for name, entry in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
 
 
 def source_parameters(hosted: HostedModel) -> Tensors:
@@ -106,11 +96,5 @@ def _manifest(hosted: HostedModel, folder: Path) -> dict[str, Any]:
             }
             for layer in hosted.layers
         ],
-        "files": {path.name: _listed(path) for path in sorted(folder.iterdir())},
+        "files": {path.name: listed(path) for path in sorted(folder.iterdir())},
     }
-
-
-def _listed(path: Path) -> dict[str, int | str]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}

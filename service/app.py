@@ -89,7 +89,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.streams = Streams(hosted, store, settings)
         app.state.predictor = Predictor(app.state.streams, settings)
         app.state.labeller = Labeller(app.state.streams, app.state.predictor, settings)
-        app.state.packages = Packages(settings.data / "packages")
+        app.state.packages = Packages(settings.data / "packages", settings.models)
         app.state.edges = Edges(app.state.streams, app.state.packages)
         # Learn from samples until the server drains, or the block ends.
         await stack.enter_async_context(meanwhile(_classroom(app).run()))

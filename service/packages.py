@@ -1,6 +1,8 @@
 """The packages that edges run models from: made once for each model, and kept on disk."""
 
+import asyncio
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -9,11 +11,11 @@ import numpy as np
 from anyio import to_thread
 from numpy.typing import NDArray
 
-from normstream.adaptation import HostedModel, HostingError
+from normstream.adaptation import HostingError, ModelSpec
+from normstream.adaptation.package_files import MANIFEST, is_whole, place_of
 from normstream.service.engine import Engine
 from normstream.service.errors import Invalid, Unavailable
-
-MANIFEST = "manifest.json"
+from normstream.service.exporting import exported
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,10 +42,17 @@ class Package:
 
 
 class Packages:
-    """Packages by model. A model that cannot be exported is tried once."""
+    """Packages by model. A model that cannot be exported is tried once.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Where they are kept.
+        specs: Of the hosted models.
+    """
+
+    def __init__(self, folder: Path, specs: Iterable[ModelSpec]) -> None:
         self._folder = folder
+        self._specs = {spec.title: spec for spec in specs}
+        self._making: dict[str, asyncio.Task[Path]] = {}
         self._opened: dict[str, Package] = {}
         self._refused: dict[str, str] = {}
 
@@ -69,11 +78,21 @@ class Packages:
     async def _made(self, engine: Engine) -> Package:
         if refused := self._refused.get(engine.hosted.fingerprint):
             raise HostingError(refused)
-        return await to_thread.run_sync(Package.open, await engine.do(_exported, self._folder))
+        place = place_of(self._folder, engine.hosted.fingerprint)
+        if not await to_thread.run_sync(is_whole, place):
+            place = await self._exported(engine.hosted.name, engine.hosted.fingerprint)
+        return await to_thread.run_sync(Package.open, place)
 
+    async def _exported(self, name: str, fingerprint: str) -> Path:
+        """Have it made, once for all who ask meanwhile, and to the end though they have gone."""
+        making = self._making.get(fingerprint)
+        if making is None:
+            making = asyncio.create_task(exported(self._specs[name], fingerprint, self._folder))
+            self._making[fingerprint] = making
+            making.add_done_callback(lambda done: self._done(fingerprint, done))
+        return await asyncio.shield(making)
 
-def _exported(hosted: HostedModel, folder: Path) -> Path:
-    # ONNX and its runtime are loaded by the servers that have edges.
-    from normstream.adaptation.export import export  # noqa: PLC0415
-
-    return export(hosted, folder)
+    def _done(self, fingerprint: str, making: asyncio.Task[Path]) -> None:
+        del self._making[fingerprint]
+        if not making.cancelled():
+            making.exception()  # Those who wait for it have it; where none does, nobody is to be told.

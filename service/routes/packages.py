@@ -6,9 +6,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import FileResponse
 
+from normstream.adaptation.package_files import MANIFEST
 from normstream.service.dependencies import ThePackages, TheStreams
 from normstream.service.errors import NotFound, RangeUnsatisfiable
-from normstream.service.packages import MANIFEST
 
 router = APIRouter(prefix="/v1/models", tags=["packages"])
 

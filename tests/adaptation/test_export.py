@@ -18,8 +18,9 @@ from torch import nn
 from normstream.adaptation import HostedModel, HostingError, ModelSpec, Preprocessing, Recipe, Request, load_model
 from normstream.adaptation import initial_state as new_state
 from normstream.adaptation import step as run_step
-from normstream.adaptation.export import MANIFEST, export, is_whole, source_parameters
+from normstream.adaptation.export import export, source_parameters
 from normstream.adaptation.export_check import named
+from normstream.adaptation.package_files import MANIFEST, is_whole
 from normstream.adaptation.reference import forward_with, reference_images, reference_logits
 
 

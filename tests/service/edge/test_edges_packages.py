@@ -1,35 +1,88 @@
 """The packages of edges: made once, and sent whole or in parts."""
 
+import asyncio
 import hashlib
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from edges import SLOW_S, EdgeApi
-from servers import Api, Live, check_problem, new_id
+from servers import Api, Live, check_problem, new_id, tensors, tiny, tiny_checkpoint
 
-from normstream.adaptation import HostingError
-from normstream.service import packages
+from normstream.adaptation import ModelSpec
+from normstream.service import exporting, packages
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The fingerprints of the models that were exported, or could not be."""
+    export, fingerprints = packages.exported, []
+
+    async def noted(spec: ModelSpec, fingerprint: str, folder: Path) -> Path:
+        fingerprints.append(fingerprint)
+        return await export(spec, fingerprint, folder)
+
+    monkeypatch.setattr(packages, "exported", noted)
+    return fingerprints
 
 
 def test_a_model_that_cannot_be_exported_is_refused_and_tried_once(
-    serve: Callable[..., Live], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., Live], tmp_path: Path, tried: list[str]
 ) -> None:
-    tried = []
-
-    def refuse(*_: Any) -> Path:
-        tried.append(1)
-        raise HostingError("operator aten::odd of layer 'neck' has no ONNX counterpart")
-
-    monkeypatch.setattr(packages, "_exported", refuse)
-    with Api(serve().url, timeout=SLOW_S) as api:
+    plain = tiny(tiny_checkpoint(tmp_path, 0, "test_nfnet"), "plain", "test_nfnet")
+    with Api(serve(models=(plain,)).url, timeout=SLOW_S) as api:
         name = new_id("e")
         for _ in range(2):
-            check_problem(EdgeApi(api, name, recipe="ema").registered, 422, "aten::odd", "'neck'")
-        check_problem(api.get("/v1/models/tiny/package"), 422, "aten::odd")
+            registered = EdgeApi(api, name, model="plain", recipe="source").registered
+            check_problem(registered, 422, "'plain' has no normalisation layer", "an edge could not adapt it")
+        check_problem(api.get("/v1/models/plain/package"), 422, "no normalisation layer")
         check_problem(api.get(f"/v1/streams/edge-{name}"), 404)
     assert len(tried) == 1
+
+
+def test_while_a_package_is_made_the_server_predicts(
+    serve: Callable[..., Live], data: Path, tmp_path: Path, tried: list[str]
+) -> None:
+    model = tiny(tiny_checkpoint(tmp_path, 5))
+    with Api(serve(models=(model,), data=data).url, timeout=SLOW_S) as api, ThreadPoolExecutor(2) as threads:
+        stream = api.make()
+        asked = [threads.submit(api.get, "/v1/models/tiny/package") for _ in range(2)]
+        predictions = 0
+        while not any(each.done() for each in asked):
+            assert api.step(stream, tensors(1)).status_code == 200
+            predictions += 1
+        assert [each.result().status_code for each in asked] == [200, 200]
+    assert predictions > 20  # it takes seconds, and a prediction milliseconds
+    assert len(tried) == 1
+
+
+def test_a_package_of_weights_that_have_changed_on_the_disk_is_not_made(
+    serve: Callable[..., Live], data: Path, tmp_path: Path
+) -> None:
+    checkpoint = tiny_checkpoint(tmp_path, 6)
+    with Api(serve(models=(tiny(checkpoint),), data=data).url, timeout=SLOW_S) as api:
+        tiny_checkpoint(tmp_path, 7).rename(checkpoint)
+        check_problem(api.get("/v1/models/tiny/package"), 422, "weights have changed", "start the server again")
+
+
+async def test_a_process_that_fails_is_told_with_what_it_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(OSError, match="ended with status 1"):
+        await exporting.exported(tiny(tmp_path / "none"), "sha256:0", tmp_path)
+
+
+async def test_a_process_ends_with_who_waits_for_it(tmp_path: Path, eventually: Callable[..., Any]) -> None:
+    making = asyncio.create_task(exporting.exported(tiny(tiny_checkpoint(tmp_path, 5)), "sha256:0", tmp_path))
+    me = psutil.Process()
+    (child,) = await eventually(lambda: [each for each in me.children() if exporting.__name__ in each.cmdline()], 20)
+    making.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    assert not child.is_running()
 
 
 def test_a_package_that_cannot_be_written_is_told(serve: Callable[..., Live], tmp_path: Path) -> None:
