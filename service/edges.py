@@ -5,8 +5,8 @@ import hmac
 import re
 import secrets
 import time
-from collections.abc import Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,7 @@ class Edges:
         self._packages = packages
         self._releases = Releases(streams.store)
         self._decoders = CapacityLimiter(available_cores())
+        self._waiting: dict[str, asyncio.Timeout] = {}  # by edge
 
     async def register(
         self, edge_id: str | None, key: str | None, model: str | None, recipe: Recipe, group: str | None
@@ -194,10 +195,27 @@ class Edges:
         events = await self._store.events(stream.id)
         async with aclosing(events):
             with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
+                async with self._patience(edge.id, wait_s):
                     while tag_of(stream := await self._stream(edge)) == since:
                         await anext(events, None)
         return stream
+
+    @asynccontextmanager
+    async def _patience(self, edge_id: str, wait_s: float) -> AsyncIterator[None]:
+        """The time that an edge's question may wait, which ends when the edge asks again: one waits for each edge.
+
+        Each holds a connection to the store, of which the questions of one edge must not take those of others.
+        """
+        older = self._waiting.get(edge_id)
+        if older is not None and not older.expired():
+            older.reschedule(0.0)
+        async with asyncio.timeout(wait_s) as patience:
+            self._waiting[edge_id] = patience
+            try:
+                yield
+            finally:
+                if self._waiting[edge_id] is patience:
+                    del self._waiting[edge_id]
 
     async def _stream(self, edge: EdgeRecord) -> StreamSummary:
         """The edge's stream, made anew if it was deleted."""

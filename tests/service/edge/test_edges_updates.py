@@ -4,6 +4,7 @@ import io
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from edges import BATCH, KEY, SLOW_S, EdgeApi, crop, crops, digest, joined, learnt, opened
 from labelling import label_images
-from servers import Api, Live, check_problem
+from servers import Api, Live, check_problem, until
 
 from normstream.adaptation import ModelSpec
 from normstream.clients.edge.errors import BadSignature
@@ -114,6 +115,16 @@ def test_an_edge_may_wait_for_the_next_version(api: Api, edge: EdgeApi) -> None:
     waiting.join(SLOW_S)
     header, _, _ = opened(answers[0])
     assert header["tag"] == edge.tag != tag
+
+
+def test_of_an_edge_one_question_waits(api: Api, edge: EdgeApi) -> None:
+    """Each holds a connection to the store: one edge's must not take those of all others."""
+    tag = edge.tag
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(edge.ask, since=tag, wait=60) for _ in range(8)]
+        until(lambda: sum(each.done() for each in asked) == 7, SLOW_S)
+        assert api.post(f"/v1/streams/{edge.stream}/reset").status_code == 200
+    assert sorted(each.result().status_code for each in asked) == [200] + [204] * 7
 
 
 def test_a_waiting_edge_is_sent_away_when_the_server_drains(
