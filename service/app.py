@@ -17,7 +17,7 @@ from normstream.service.body_limit import BodyLimit
 from normstream.service.edges import Edges
 from normstream.service.errors import MEDIA_TYPE, ProblemDetails, answer_with_problems
 from normstream.service.labelling import Labeller
-from normstream.service.models import hosting
+from normstream.service.models import available_cores, hosting
 from normstream.service.packages import Packages
 from normstream.service.predicting import Predictor
 from normstream.service.routes import edges, events, health, labels, models, packages, predict, snapshots, streams
@@ -89,7 +89,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.streams = Streams(hosted, store, settings)
         app.state.predictor = Predictor(app.state.streams, settings)
         app.state.labeller = Labeller(app.state.streams, app.state.predictor, settings)
-        app.state.packages = Packages(settings.data / "packages", settings.models)
+        app.state.packages = Packages(
+            settings.data / "packages", settings.models, settings.threads or available_cores()
+        )
         app.state.edges = Edges(app.state.streams, app.state.packages)
         # Learn from samples until the server drains, or the block ends.
         await stack.enter_async_context(meanwhile(_classroom(app).run()))

@@ -77,6 +77,7 @@ class Edges:
         )
         with suppress(UnknownEdge):
             return *await self._same(await self._store.edges.get(edge_id), wanted), False
+        self._streams.admit(recipe)
         await self._streams.initial(wanted.model, recipe)  # Refused, if it must be, before the long work.
         await self._packages.of(self._streams.models[wanted.model])
         await self._streams.create(wanted.stream, wanted.model, recipe, None)
@@ -214,7 +215,7 @@ class Edges:
             try:
                 yield
             finally:
-                if self._waiting[edge_id] is patience:
+                if self._waiting.get(edge_id) is patience:
                     del self._waiting[edge_id]
 
     async def _stream(self, edge: EdgeRecord) -> StreamSummary:

@@ -10,36 +10,46 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
 
 from normstream.adaptation import HostingError, ModelSpec, load_model
 
 _LOG_TAIL = 500  # characters
 
 
-async def exported(spec: ModelSpec, fingerprint: str, folder: Path) -> Path:
+async def exported(spec: ModelSpec, fingerprint: str, folder: Path, threads: int) -> Path:
     """The package of a model, once it has been made.
 
     Args:
         spec: Of the model.
         fingerprint: That it must have.
         folder: Where packages are kept.
+        threads: Cores that torch may use.
 
     Raises:
         HostingError: when the model cannot be exported, or is no longer the one of the fingerprint.
-        OSError: when the package cannot be written, or the process cannot run or was killed.
+        OSError: when that is for now alone: model or package cannot be read or written, the process was killed.
     """
+    command = (sys.executable, "-P", "-m", __name__)  # -P: not what lies in the working directory
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", __name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    asked = {"spec": spec.model_dump(mode="json"), "fingerprint": fingerprint, "folder": str(folder)}
+    asked = {
+        "spec": spec.model_dump(mode="json"),
+        "fingerprint": fingerprint,
+        "folder": str(folder),
+        "threads": threads,
+    }
     try:
         answer, log = await process.communicate(json.dumps(asked).encode())
     finally:
         if process.returncode is None:
-            process.kill()
+            process.terminate()
             await process.wait()
     if process.returncode != 0:
         tail = log.decode(errors="replace").strip()[-_LOG_TAIL:]
@@ -54,8 +64,10 @@ async def exported(spec: ModelSpec, fingerprint: str, folder: Path) -> Path:
 
 def main() -> None:
     """Make the package that is asked for on the standard input; the standard output has the answer and no more."""
-    os.nice(10)  # Predictions go first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which leaves no half of a package behind
+    os.nice(5)  # Predictions go first.
     asked = json.load(sys.stdin)
+    torch.set_num_threads(asked["threads"])
     with contextlib.redirect_stdout(sys.stderr):
         told = _made(ModelSpec.model_validate(asked["spec"]), asked["fingerprint"], Path(asked["folder"]))
     json.dump(told, sys.stdout)
@@ -67,8 +79,11 @@ def _made(spec: ModelSpec, fingerprint: str, folder: Path) -> dict[str, str]:
 
     try:
         hosted = load_model(spec)
-        if hosted.fingerprint != fingerprint:
-            return {"refused": "its weights have changed since this server loaded them; start the server again"}
+    except HostingError as error:  # It could be loaded when the server began.
+        return {"failed": str(error)}
+    if hosted.fingerprint != fingerprint:
+        return {"refused": "its weights have changed since this server loaded them; start the server again"}
+    try:
         return {"place": str(export(hosted, folder))}
     except HostingError as error:
         return {"refused": str(error)}

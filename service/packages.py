@@ -47,10 +47,12 @@ class Packages:
     Args:
         folder: Where they are kept.
         specs: Of the hosted models.
+        threads: Cores that making one may use.
     """
 
-    def __init__(self, folder: Path, specs: Iterable[ModelSpec]) -> None:
+    def __init__(self, folder: Path, specs: Iterable[ModelSpec], threads: int) -> None:
         self._folder = folder
+        self._threads = threads
         self._specs = {spec.title: spec for spec in specs}
         self._making: dict[str, asyncio.Task[Path]] = {}
         self._opened: dict[str, Package] = {}
@@ -61,7 +63,7 @@ class Packages:
 
         Raises:
             Invalid: when the model cannot be exported, with what stands in the way.
-            Unavailable: when the package cannot be written.
+            Unavailable: when it cannot be made for now.
         """
         fingerprint = engine.hosted.fingerprint
         if fingerprint not in self._opened:
@@ -70,7 +72,7 @@ class Packages:
             except HostingError as error:
                 self._refused[fingerprint] = str(error)
             except OSError as error:
-                raise Unavailable(f"The package of the model cannot be written: {error}.", retry_after_s=60) from error
+                raise Unavailable(f"The package of the model cannot be made now: {error}.", retry_after_s=60) from error
         if fingerprint in self._refused:
             raise Invalid(f"Model {engine.hosted.name!r} cannot run on an edge: {self._refused[fingerprint]}")
         return self._opened[fingerprint]
@@ -87,7 +89,7 @@ class Packages:
         """Have it made, once for all who ask meanwhile, and to the end though they have gone."""
         making = self._making.get(fingerprint)
         if making is None:
-            making = asyncio.create_task(exported(self._specs[name], fingerprint, self._folder))
+            making = asyncio.create_task(exported(self._specs[name], fingerprint, self._folder, self._threads))
             self._making[fingerprint] = making
             making.add_done_callback(lambda done: self._done(fingerprint, done))
         return await asyncio.shield(making)

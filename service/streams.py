@@ -44,6 +44,19 @@ class Streams:
         self._settings = settings
         self.turns = Turns()
 
+    def admit(self, recipe: Recipe) -> None:
+        """Refuse a recipe of which one lesson might fill the machine's memory.
+
+        Raises:
+            Invalid: when a pass may have more images than the settings allow.
+        """
+        if (images := recipe.lesson_images) > (most := self._settings.max_lesson):
+            raise invalid(
+                "body.recipe",
+                f"a pass of its lessons may have {images} images, and this server takes {most}; lower batch"
+                " (and replay.batch), or raise NORMSTREAM_MAX_LESSON",
+            )
+
     async def create(
         self, stream_id: str | None, model: str | None, recipe: Recipe, idle_ttl_s: float | None
     ) -> tuple[StreamRecord, bool]:
@@ -69,13 +82,7 @@ class Streams:
         return record, made
 
     async def initial(self, model: str, recipe: Recipe) -> StreamState:
-        """The state of a stream that has seen nothing; refused when model or server cannot follow the recipe."""
-        if (images := recipe.lesson_images) > (most := self._settings.max_lesson):
-            raise invalid(
-                "body.recipe",
-                f"a pass of its lessons may have {images} images, and this server takes {most}; lower batch"
-                " (and replay.batch), or raise NORMSTREAM_MAX_LESSON",
-            )
+        """The state of a stream that has seen nothing; refused when the model cannot follow the recipe."""
         return await self.models[model].do(initial, recipe, self.models.teacher(recipe))
 
     async def staged(self, stream_id: str, state: StreamState, staging: AsyncExitStack) -> tuple[bytes, Blob | None]:
@@ -93,7 +100,7 @@ class Streams:
         """Back to the source: nothing of what the stream has seen stays."""
 
         async def source(record: StreamRecord) -> StreamState:
-            recipe = Recipe.parse(record.recipe)
+            recipe = _recipe_of(record)
             return await self.engine(record).do(initial, recipe, self.models.teacher(recipe))
 
         return await self._replace(stream_id, source, "reset", forget=True)
@@ -103,7 +110,7 @@ class Streams:
         snapshot = await self.store.snapshot(snapshot_id)
 
         async def kept(record: StreamRecord) -> StreamState:
-            recipe = Recipe.parse(record.recipe)
+            recipe = _recipe_of(record)
             return await self.engine(record).do(admitted, snapshot.state, recipe, self.models.teacher(recipe))
 
         return await self._replace(stream_id, kept, "restore")
@@ -234,3 +241,13 @@ def _snapshot(snapshot_id: str, stream: str | None, model: str, state: StreamSta
         created_at=time.time(),
         state=data,
     )
+
+
+def _recipe_of(record: StreamRecord) -> Recipe:
+    try:
+        return Recipe.parse(record.recipe)
+    except ValueError as error:
+        raise Conflict(
+            f"The recipe of stream {record.id!r} is of another version of this server ({error}). Delete the stream and"
+            " make it anew."
+        ) from None

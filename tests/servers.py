@@ -227,7 +227,7 @@ class Process:
 
     def redis(self) -> psutil.Process:
         """Its Redis, not the copy of itself that may be writing the file at the moment."""
-        servers = {each.pid: each for each in self.family() if each.name() != "sh"}
+        servers = {each.pid: each for each in self.family() if each.name().endswith("-server")}
         (server,) = (each for each in servers.values() if each.ppid() not in servers)
         return server
 

@@ -194,7 +194,9 @@ def from_video(
     patience = (_OPEN_S, _SILENT_S) if address.startswith(STREAMS) else None
     try:
         container = av.open(address, format=driver, timeout=patience)
-    except (OSError, ValueError) as error:  # PyAV's errors are both
+    except av.error.ExitError as error:
+        raise SourceError(f"cannot open {address}: nothing came for {_OPEN_S:g} s") from error
+    except (OSError, ValueError) as error:  # PyAV's others are one or the other
         raise SourceError(f"cannot open {address}: {error}") from error
     if not container.streams.video:
         container.close()

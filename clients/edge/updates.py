@@ -115,6 +115,7 @@ class Updater:
         )
     )
     applied_ms: float | None = None
+    _tried: bytes | None = None  # the offsets of that version; None where they are not known any more
 
     def turn(self) -> float:
         """Ask once, and take what comes; return after how many seconds to ask again."""
@@ -166,21 +167,21 @@ class Updater:
         if update.tag == self.rolled_back:
             self.problem = f"version {update.tag} was rolled back, and is not tried again"
             return False
-        if update.tag == self.tried:  # the whole of it was asked for, or somebody on the wire sends it once more
-            return False
+        if update.tag == self.tried and self._tried in {None, update.held.offsets}:
+            return False  # the whole of it was asked for, or somebody on the wire sends it once more
         try:
             network = self._proved(update, package)
         except EdgeError as error:
             self.counters.rolled_back += 1
             self._refuse(error)
-            self.tried = update.tag
+            self.tried, self._tried = update.tag, update.held.offsets
             self._remember(update.tag)
             return True
         self.counters.updates += 1
         self.rolled_back = self.problem = None
         self.package = package
         self.swap(network, update)
-        self.tried = update.tag
+        self.tried, self._tried = update.tag, update.held.offsets
         self.applied_ms = 1000 * (time.perf_counter() - began)
         logger.info("version %s in use after %.0f ms", update.tag, self.applied_ms)
         self._keep(update)
@@ -243,7 +244,7 @@ class Updater:
             return None
         self.held = update.held
         if self.rolled_back is None or _precedes(self.rolled_back, update.tag):
-            self.tried = update.tag
+            self.tried, self._tried = update.tag, update.held.offsets
         return network, update
 
     def _proved(self, update: Update, package: Package) -> Network:

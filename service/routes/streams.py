@@ -13,6 +13,7 @@ router = APIRouter(prefix="/v1/streams", tags=["streams"])
 @router.post("", status_code=201, responses={200: {"model": Stream, "description": "It was there already."}})
 async def create_stream(body: NewStream, response: Response, streams: TheStreams) -> Stream:
     """Make a stream; one that is there with the same model and recipe is found."""
+    streams.admit(body.recipe)
     record, made = await streams.create(body.id, body.model, body.recipe, body.idle_ttl_s)
     response.status_code = 201 if made else 200
     return Stream.of(record)

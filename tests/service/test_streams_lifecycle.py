@@ -123,3 +123,13 @@ def test_a_damaged_state_is_said_and_a_reset_mends_it(redis_url: str, api: Api, 
     assert api.step(sound, tensors()).status_code == 200
     assert api.post(f"/v1/streams/{stream}/reset").json()["version"] == 51
     np.testing.assert_array_equal(api.logits(stream, tensors(1, 9)), api.logits(api.make(), tensors(1, 9)))
+
+
+def test_a_recipe_of_another_version_is_said(redis: Redis, api: Api) -> None:
+    stream = api.make()
+    snapshot = api.post(f"/v1/streams/{stream}/snapshots").json()["id"]
+    redis.hset(KEYS.stream(stream), mapping={"recipe": '{"norm":{"name":"of_tomorrow"}}', "version": 50})
+    restored = api.post(f"/v1/streams/{stream}/restore", json={"snapshot": snapshot})
+    for answer in (api.post(f"/v1/streams/{stream}/reset"), restored):
+        check_problem(answer, 409, stream, "another version", "of_tomorrow", "make it anew")
+    assert api.delete(f"/v1/streams/{stream}").status_code == 204

@@ -318,6 +318,13 @@ def test_a_camera_that_falls_silent_is_opened_again(monkeypatch):
     assert {frame.problem for frame in seen} == {None, "nothing came for 0.5 s"}
 
 
+def test_a_camera_that_says_nothing_at_all_is_refused(monkeypatch):
+    monkeypatch.setattr(sources, "_OPEN_S", 0.3)
+    silence = pytest.raises(SourceError, match=r"cannot open http://.*: nothing came for 0\.3 s")
+    with socket.create_server(("127.0.0.1", 0)) as listener, silence:  # its system accepts
+        open_source(f"http://127.0.0.1:{listener.getsockname()[1]}/live.mjpg")
+
+
 def test_a_camera_whose_driver_fails_is_opened_again(tmp_path, caplog):
     path = str(video(tmp_path / "v.mp4", frames=2))
     opened = iter([True, False])

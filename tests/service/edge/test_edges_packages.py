@@ -13,7 +13,7 @@ import pytest
 from edges import SLOW_S, EdgeApi
 from servers import Api, Live, check_problem, new_id, tensors, tiny, tiny_checkpoint
 
-from normstream.adaptation import ModelSpec
+from normstream.adaptation import ModelSpec, load_model
 from normstream.service import exporting, packages
 
 
@@ -22,9 +22,9 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The fingerprints of the models that were exported, or could not be."""
     export, fingerprints = packages.exported, []
 
-    async def noted(spec: ModelSpec, fingerprint: str, folder: Path) -> Path:
+    async def noted(spec: ModelSpec, fingerprint: str, folder: Path, threads: int) -> Path:
         fingerprints.append(fingerprint)
-        return await export(spec, fingerprint, folder)
+        return await export(spec, fingerprint, folder, threads)
 
     monkeypatch.setattr(packages, "exported", noted)
     return fingerprints
@@ -72,24 +72,37 @@ def test_a_package_of_weights_that_have_changed_on_the_disk_is_not_made(
 async def test_a_process_that_fails_is_told_with_what_it_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(OSError, match="ended with status 1"):
-        await exporting.exported(tiny(tmp_path / "none"), "sha256:0", tmp_path)
+        await exporting.exported(tiny(tmp_path / "none"), "sha256:0", tmp_path, 1)
 
 
 async def test_a_process_ends_with_who_waits_for_it(tmp_path: Path, eventually: Callable[..., Any]) -> None:
-    making = asyncio.create_task(exporting.exported(tiny(tiny_checkpoint(tmp_path, 5)), "sha256:0", tmp_path))
-    me = psutil.Process()
-    (child,) = await eventually(lambda: [each for each in me.children() if exporting.__name__ in each.cmdline()], 20)
+    model, folder = tiny(tiny_checkpoint(tmp_path, 5)), tmp_path / "packages"
+    making = asyncio.create_task(exporting.exported(model, load_model(model).fingerprint, folder, 1))
+    await eventually(lambda: list(folder.glob(".export-*")), 60)
+    (child,) = [each for each in psutil.Process().children() if exporting.__name__ in each.cmdline()]
     making.cancel()
     with pytest.raises(asyncio.CancelledError):
         await making
     assert not child.is_running()
+    assert list(folder.iterdir()) == []
+
+
+def test_weights_that_cannot_be_read_for_now_are_tried_again(
+    serve: Callable[..., Live], data: Path, tmp_path: Path
+) -> None:
+    checkpoint = tiny_checkpoint(tmp_path, 8)
+    with Api(serve(models=(tiny(checkpoint),), data=data).url, timeout=SLOW_S) as api:
+        away = checkpoint.rename(tmp_path / "away")
+        check_problem(api.get("/v1/models/tiny/package"), 503, "cannot be made now", "no checkpoint")
+        away.rename(checkpoint)
+        assert api.get("/v1/models/tiny/package").status_code == 200
 
 
 def test_a_package_that_cannot_be_written_is_told(serve: Callable[..., Live], tmp_path: Path) -> None:
     (tmp_path / "packages").write_text("in the way")
     with Api(serve(data=tmp_path).url, timeout=SLOW_S) as api:
         answer = EdgeApi(api, recipe="ema").registered
-        check_problem(answer, 503, "cannot be written")
+        check_problem(answer, 503, "cannot be made now")
         assert answer.headers["Retry-After"]
 
 
