@@ -1,10 +1,13 @@
 """Who may come in: a bounded number of requests, and none while the server drains."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from normstream.service.errors import Overloaded, Unavailable
+
+Made = TypeVar("Made")
 
 
 class Admission:
@@ -49,3 +52,20 @@ class Admission:
         except TimeoutError:
             return False
         return True
+
+    async def until_draining(self, work: Coroutine[Any, Any, Made]) -> Made:
+        """Do what may take long, or drop it when the server drains.
+
+        Raises:
+            Unavailable: when it was dropped.
+        """
+        task, draining = asyncio.ensure_future(work), asyncio.ensure_future(self.draining.wait())
+        try:
+            await asyncio.wait({task, draining}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return await task
+            raise Unavailable("The server is shutting down.", retry_after_s=2)
+        finally:
+            for each in (task, draining):
+                each.cancel()
+            await asyncio.gather(task, draining, return_exceptions=True)

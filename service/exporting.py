@@ -9,7 +9,6 @@ may run: a server that exported would predict nothing meanwhile.
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -65,7 +64,6 @@ async def exported(spec: ModelSpec, fingerprint: str, folder: Path, threads: int
 def main() -> None:
     """Make the package that is asked for on the standard input; the standard output has the answer and no more."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which leaves no half of a package behind
-    os.nice(5)  # Predictions go first.
     asked = json.load(sys.stdin)
     torch.set_num_threads(asked["threads"])
     with contextlib.redirect_stdout(sys.stderr):

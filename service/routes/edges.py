@@ -1,13 +1,10 @@
 """Edges: register, look, list, delete; and an edge's own two calls."""
 
-import asyncio
-from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from normstream.service.admission import Admission
 from normstream.service.connection import while_connected
 from normstream.service.deadline import Deadline
 from normstream.service.dependencies import TheAdmission, TheEdges, TheSettings
@@ -21,7 +18,7 @@ from normstream.service.edge_schemas import (
     RegisteredEdge,
     UploadReport,
 )
-from normstream.service.errors import Unauthorised, Unavailable
+from normstream.service.errors import Unauthorised
 from normstream.service.releases import tag_of
 from normstream.service.storage.records import EdgeRecord
 from normstream.service.updates import Precision
@@ -29,7 +26,6 @@ from normstream.service.uploads import read_upload
 
 router = APIRouter(prefix="/v1/edges", tags=["edges"])
 
-Made = TypeVar("Made")
 BYTES = "application/octet-stream"
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _UPLOAD = {
@@ -71,12 +67,13 @@ TheCaller = Annotated[EdgeRecord, Depends(_caller)]
     status_code=201,
     responses={200: {"model": RegisteredEdge, "description": "It was there already."}},
 )
-async def register_edge(body: NewEdge, response: Response, edges: TheEdges) -> RegisteredEdge:
+async def register_edge(body: NewEdge, response: Response, edges: TheEdges, admission: TheAdmission) -> RegisteredEdge:
     """Register an edge; one that is there with the same key, model, recipe and group is found.
 
     The first edge of a model has its package made, which takes some seconds.
     """
-    record, stream, made = await edges.register(body.id, body.key, body.model, body.recipe, body.group)
+    registering = edges.register(body.id, body.key, body.model, body.recipe, body.group)
+    record, stream, made = await admission.until_draining(registering)
     response.status_code = 201 if made else 200
     return RegisteredEdge(
         id=record.id,
@@ -160,7 +157,7 @@ async def fetch_update(
 ) -> Response:
     """The newest version of the edge's parameters, whole or as the difference from the one it has."""
     known = since if since is not None else _unquoted(if_none_match)
-    update = await _until_draining(admission, while_connected(request, edges.update(edge, known, precision, wait)))
+    update = await admission.until_draining(while_connected(request, edges.update(edge, known, precision, wait)))
     if update is None:
         if since is not None:
             return Response(status_code=204)
@@ -171,17 +168,3 @@ async def fetch_update(
 
 def _unquoted(etag: str | None) -> str | None:
     return etag.removeprefix("W/").strip('"') if etag else None
-
-
-async def _until_draining(admission: Admission, work: Coroutine[Any, Any, Made]) -> Made:
-    """Do what may wait for long, or drop it when the server drains."""
-    task, draining = asyncio.ensure_future(work), asyncio.ensure_future(admission.draining.wait())
-    try:
-        await asyncio.wait({task, draining}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return await task
-        raise Unavailable("The server is shutting down.", retry_after_s=2)
-    finally:
-        for each in (task, draining):
-            each.cancel()
-        await asyncio.gather(task, draining, return_exceptions=True)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import FileResponse
 
 from normstream.adaptation.package_files import MANIFEST
-from normstream.service.dependencies import ThePackages, TheStreams
+from normstream.service.dependencies import TheAdmission, ThePackages, TheStreams
 from normstream.service.errors import NotFound, RangeUnsatisfiable
 
 router = APIRouter(prefix="/v1/models", tags=["packages"])
@@ -28,9 +28,11 @@ _RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
         304: _NOT_MODIFIED,
     },
 )
-async def show_package(name: ModelName, request: Request, streams: TheStreams, packages: ThePackages) -> Response:
+async def show_package(
+    name: ModelName, request: Request, streams: TheStreams, packages: ThePackages, admission: TheAdmission
+) -> Response:
     """The manifest of a model's package; the first time the package is made, which takes some seconds."""
-    package = await packages.of(streams.models[name])
+    package = await admission.until_draining(packages.of(streams.models[name]))
     etag = f'"{package.manifest["fingerprint"]}"'
     if _has(request, etag):
         return Response(status_code=304, headers={"ETag": etag})
@@ -48,9 +50,10 @@ async def download_package_file(
     request: Request,
     streams: TheStreams,
     packages: ThePackages,
+    admission: TheAdmission,
 ) -> Response:
     """A file of a model's package, or the part of it that the header Range asks for."""
-    package = await packages.of(streams.models[name])
+    package = await admission.until_draining(packages.of(streams.models[name]))
     if file not in package.files:
         raise NotFound(f"The package of model {name!r} has no file {file[:100]!r}; it has {', '.join(package.files)}.")
     etag = f'"{package.files[file]}"'

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,6 +59,24 @@ def test_while_a_package_is_made_the_server_predicts(
         assert [each.result().status_code for each in asked] == [200, 200]
     assert predictions > 20  # it takes seconds, and a prediction milliseconds
     assert len(tried) == 1
+
+
+def test_who_waits_for_a_package_is_sent_away_when_the_server_drains(
+    serve: Callable[..., Live], data: Path, tmp_path: Path
+) -> None:
+    server = serve(models=(tiny(tiny_checkpoint(tmp_path, 9)),), data=data)
+    with Api(server.url, timeout=SLOW_S) as api, ThreadPoolExecutor(2) as threads:
+        asked = [
+            threads.submit(api.get, "/v1/models/tiny/package"),
+            threads.submit(api.post, "/v1/edges", json={"recipe": "ema"}),
+        ]
+        time.sleep(0.5)
+        server.terminate()
+        for each in asked:
+            check_problem(each.result(), 503, "shutting down")
+    server.thread.join(20)
+    assert not server.thread.is_alive()
+    assert list((data / "packages").glob("*")) == []
 
 
 def test_a_package_of_weights_that_have_changed_on_the_disk_is_not_made(
