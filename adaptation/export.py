@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from .export_trace import trace
 from .hosting import HostedModel, HostingError
 from .member import Tensors
 from .models import labels
-from .package_files import MANIFEST, is_whole, listed, place_of
+from .package_files import MANIFEST, is_whole, listed, place_of, scratch_prefix
 from .recipe import PRESETS
 from .reference import reference_images
 from .state import initial_state
@@ -44,7 +45,7 @@ def export(hosted: HostedModel, folder: Path) -> Path:
     if is_whole(place):
         return place
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
+    with tempfile.TemporaryDirectory(prefix=scratch_prefix(os.getpid()), dir=folder) as scratch:
         fresh = Path(scratch) / "package"
         fresh.mkdir()
         _write(hosted, fresh)

@@ -12,6 +12,11 @@ def place_of(folder: Path, fingerprint: str) -> Path:
     return folder / fingerprint.removeprefix("sha256:")
 
 
+def scratch_prefix(process: int) -> str:
+    """How the folder begins in which a process makes a package, for who has to tidy up after it."""
+    return f".export-{process}-"
+
+
 def is_whole(place: Path) -> bool:
     """Whether a package's files are those that its manifest lists."""
     try:

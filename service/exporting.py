@@ -9,7 +9,7 @@ may run: a server that exported would predict nothing meanwhile.
 import asyncio
 import contextlib
 import json
-import signal
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from normstream.adaptation import HostingError, ModelSpec, load_model
+from normstream.adaptation.package_files import scratch_prefix
 
 _LOG_TAIL = 500  # characters
 
@@ -48,8 +49,10 @@ async def exported(spec: ModelSpec, fingerprint: str, folder: Path, threads: int
         answer, log = await process.communicate(json.dumps(asked).encode())
     finally:
         if process.returncode is None:
-            process.terminate()
+            process.kill()
             await process.wait()
+        if process.returncode != 0:
+            _tidy(folder, process.pid)
     if process.returncode != 0:
         tail = log.decode(errors="replace").strip()[-_LOG_TAIL:]
         raise OSError(f"the process that exports ended with status {process.returncode}: {tail}")
@@ -61,9 +64,14 @@ async def exported(spec: ModelSpec, fingerprint: str, folder: Path, threads: int
     return Path(told["place"])
 
 
+def _tidy(folder: Path, process: int) -> None:
+    """Remove what a process that was killed has left half made."""
+    for half_made in folder.glob(f"{scratch_prefix(process)}*"):
+        shutil.rmtree(half_made, ignore_errors=True)
+
+
 def main() -> None:
     """Make the package that is asked for on the standard input; the standard output has the answer and no more."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which leaves no half of a package behind
     asked = json.load(sys.stdin)
     torch.set_num_threads(asked["threads"])
     with contextlib.redirect_stdout(sys.stderr):
