@@ -132,10 +132,9 @@ class Classroom:
         self, record: StreamRecord, state: bytes, step: int, report: TeachingReport, samples: Sequence[PendingSample]
     ) -> bool:
         """Put a lesson into the store; False where the state has moved meanwhile, and the samples wait on."""
-        now = record
+        now, used = record, [sample.id for sample in samples]
         for _ in range(COMMIT_ATTEMPTS):
             events = _events(now, step, report)
-            used = [sample.id for sample in samples]
             with suppress(Conflict):
                 await self._store.commit(now, state=state, step=step, events=events, used=used)
                 return True
